@@ -1,0 +1,91 @@
+"""The few modules that every architecture shares, and the two ways to run a stack of them."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn import initializers
+from jaxtyping import Array, Float
+
+from streamjax.ops.linear import layer_norm, linear, rms_norm
+from streamjax.sharding import axes
+
+ACTIVATIONS: dict[str, Callable] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "silu": jax.nn.silu,
+}
+
+
+def parameter(rngs: nnx.Rngs, shape, names, init) -> nnx.Param:
+    """One float32 parameter whose dimensions are named for sharding.py."""
+    return nnx.Param(axes(init, *names)(rngs.params(), shape, jnp.float32))
+
+
+class Linear(nnx.Module):
+    """`x @ kernel + bias`, kernel [d f]; torch's `weight` is its transpose."""
+
+    def __init__(self, d: int, f: int, names, *, bias=True, init=None, rngs: nnx.Rngs):
+        self.kernel = parameter(rngs, (d, f), names, init or initializers.truncated_normal(0.02))
+        self.bias = parameter(rngs, (f,), names[1:], initializers.zeros) if bias else None
+
+    def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows f"]:
+        bias = None if self.bias is None else self.bias[...]
+        return linear(x, self.kernel[...], bias)
+
+
+class LayerNorm(nnx.Module):
+    def __init__(self, d: int, *, eps: float, rngs: nnx.Rngs):
+        self.scale = parameter(rngs, (d,), ("embed",), initializers.ones)
+        self.bias = parameter(rngs, (d,), ("embed",), initializers.zeros)
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
+        return layer_norm(x, self.scale[...], self.bias[...], self.eps)
+
+
+class RMSNorm(nnx.Module):
+    def __init__(self, d: int, *, eps: float, rngs: nnx.Rngs):
+        self.scale = parameter(rngs, (d,), ("embed",), initializers.ones)
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
+        return rms_norm(x, self.scale[...], self.eps)
+
+
+def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> Any:
+    """`depth` copies of `make(rngs)` as one module whose parameters lead with a `layers` axis.
+
+    `nnx.vmap(transform_metadata=...)` silently loses that axis in flax's tree mode; this does not.
+    """
+    return jax.vmap(nnx.transform_metadata(make, partition="layers"))(rngs.split(depth))
+
+
+def unstack(stacked: Any, depth: int) -> tuple[Any, ...]:
+    """A stacked module as a tuple of `depth` modules: what a stream on the CPU runs."""
+    return tuple(jax.tree.map(lambda a, i=i: a[i], stacked) for i in range(depth))
+
+
+def run_layers(
+    body: Callable, x: Any, layers: Any, *per_layer: Any, remat: str | None = None
+) -> tuple[Any, Any]:
+    """Runs `x, y = body(x, (layer, *inputs))` over the depth; returns x and the stacked y's.
+
+    `layers` is a stacked module, which is scanned, or a tuple of modules, which is a plain loop:
+    on the CPU the loop is 1.3x faster for a stream that carries caches, the scan compiles in
+    constant time. For the loop `per_layer` and the returned y's are sequences over the depth.
+    `remat` names a policy of jax.checkpoint_policies.
+    """
+    if remat is not None:
+        policy = getattr(jax.checkpoint_policies, remat)
+        body = jax.checkpoint(body, prevent_cse=not isinstance(layers, nnx.Module), policy=policy)
+    if isinstance(layers, nnx.Module):
+        return jax.lax.scan(body, x, (layers, *per_layer))
+    ys: list[Any] = []
+    columns: Sequence[Any] = per_layer
+    for i, layer in enumerate(layers):
+        x, y = body(x, (layer, *(column[i] for column in columns)))
+        ys.append(y)
+    return x, tuple(ys)

@@ -1,0 +1,87 @@
+"""Where arrays live: the mesh, and the one table from logical axes to mesh axes.
+
+Models say *what* a dimension is, at the place where it is born: ``axes(init, "embed", "mlp")``.
+This file alone says *where* it lives.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+MESH_AXES = ("data", "fsdp", "tensor", "context")
+
+# Logical axis -> mesh axes. Parameters shard `embed` over fsdp and the other side over tensor;
+# activations shard rows over data and fsdp, and tokens over context.
+RULES: dict[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "length": ("context",),
+    "embed": ("fsdp",),
+    "mlp": ("tensor",),
+    "heads": ("tensor",),
+    "vocab": ("tensor",),
+    "layers": (),
+}
+
+
+def make_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1, context: int = 1) -> Mesh:
+    """The device mesh; `data=-1` takes the devices that the other axes leave over.
+
+    Raises ValueError when the axes do not multiply to the number of devices.
+    """
+    devices = jax.device_count()
+    rest = fsdp * tensor * context
+    if data == -1:
+        data = max(devices // rest, 1)
+    if data * rest != devices:
+        raise ValueError(
+            f"mesh data={data} fsdp={fsdp} tensor={tensor} context={context} needs {data * rest} "
+            f"devices, found {devices}: set mesh.data=-1 to use what is left over"
+        )
+    # jax.make_mesh defaults to Explicit axes; this library is written for Auto.
+    return jax.make_mesh((data, fsdp, tensor, context), MESH_AXES, axis_types=(AxisType.Auto,) * 4)
+
+
+def axes(init: Callable, *names: str | None) -> Callable:
+    """Tags the parameter that `init` creates with logical axes; needs no mesh."""
+    return nnx.with_metadata(init, out_sharding=names, eager_sharding=False)
+
+
+def spec_of(shape: tuple[int, ...], names: tuple[str | None, ...], mesh: Any) -> PartitionSpec:
+    """Logical names -> PartitionSpec on `mesh`; a dimension that does not divide is replicated."""
+    entries = []
+    for size, name in zip(shape, names, strict=True):
+        over = tuple(a for a in RULES[name] if mesh.shape[a] > 1) if name else ()
+        ways = 1
+        for axis in over:
+            ways *= mesh.shape[axis]
+        entries.append(over if over and size % ways == 0 else None)
+    return PartitionSpec(*entries)
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """Pins an activation's layout; the identity when no mesh is set (`jax.set_mesh`)."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec_of(x.shape, names, mesh))
+
+
+def shardings_of(abstract: Any, mesh: Mesh) -> Any:
+    """The NamedSharding of every leaf of a tree of (abstract) nnx variables.
+
+    Variables carry their logical axes as `out_sharding`; leaves without any are replicated.
+    Optimizer moments made by optax from such a tree carry them too, and so follow the parameters.
+    """
+
+    def of(leaf):
+        if not isinstance(leaf, nnx.Variable):
+            return NamedSharding(mesh, PartitionSpec())
+        names = leaf.get_metadata().get("out_sharding")
+        shape = leaf.get_value().shape
+        spec = spec_of(shape, tuple(names), mesh) if names else PartitionSpec()
+        return leaf.replace(NamedSharding(mesh, spec))
+
+    return jax.tree.map(of, abstract, is_leaf=lambda x: isinstance(x, nnx.Variable))
