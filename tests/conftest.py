@@ -1,0 +1,31 @@
+"""Eight fake CPU devices, exact float32, no network: what every test may count on.
+
+Nothing here imports streamjax, so that jaxtyping's import hook still sees every module first.
+"""
+
+import os
+from pathlib import Path
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import jax
+import numpy as np
+import pytest
+
+# Both must be said before the first array: the devices exist once, the precision is compiled in.
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_default_matmul_precision", "highest")
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The folder of small cases copied from the original implementations, one folder a family."""
+    return Path(__file__).parent / "golden"
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A fresh generator with the same seed for every test, whatever ran before."""
+    return np.random.default_rng(0)
