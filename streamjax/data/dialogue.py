@@ -2,8 +2,8 @@
 
 Everything here is a rule of specs/streamo.md (sections 1, 2 and 10) over plain dicts; nothing
 touches a disk or a tensor. ``parity="upstream"`` reproduces the released code word for word,
-``parity="fixed"`` (the default) repairs what costs quality; each repair is named in the docstring of
-its function and in docs/differences.md.
+``parity="fixed"`` (the default) repairs what costs quality; each repair is named in the docstring
+of its function and in docs/differences.md.
 
 Words: a *turn* is one frame with its time tag, an optional question and the answer. The *state* of
 a turn is the first token of its answer.
@@ -277,8 +277,8 @@ def num_turns(
 ) -> int:
     """How many turns a video has at `fps`.
 
-    Upstream divides the frame count by trunc(video_fps / fps), which at 29.97 fps makes 103 turns of
-    100 seconds. Fixed: the whole intervals of 1/fps seconds that the video lasts.
+    Upstream divides the frame count by trunc(video_fps / fps), which at 29.97 fps makes 103 turns
+    of 100 seconds. Fixed: the whole intervals of 1/fps seconds that the video lasts.
     specs/streamo.md 1.6.
     """
     _check("parity", parity, Parity)
@@ -327,10 +327,10 @@ def to_image(
     frame_tolerance: int = 1,
     parity: Parity = "fixed",
 ) -> dict[str, Any] | None:
-    """Gives each `<stream>` of a dialogue its frame: `<stream>` becomes `<image>`, `images` appears.
+    """Gives each `<stream>` of a dialogue its frame: it becomes `<image>`, and `images` appears.
 
-    A surplus of frames is cut, a lack is filled with the last frame, either up to `frame_tolerance`.
-    `frames` is None when the video could not be read. A row without `<stream>` is returned as it is.
+    A surplus of frames is cut, a lack is filled with the last one, either up to `frame_tolerance`.
+    `frames` is None when the video could not be read. A row without `<stream>` comes back as it is.
 
     Upstream counts `<stream>` in answers too and discards (None) what does not fit. Fixed:
     `<stream>` or `<image>` outside a user's turn, and all that upstream discards, raise InputError.
@@ -380,8 +380,8 @@ def window_messages(
 ) -> dict[str, Any]:
     """What is sent to the model at `round`: the system prompt and the last `max_rounds` turns.
 
-    `answers[i]` is what was said at round i < `round` (`</Silence>` before `question_time`). Returns
-    `messages`, `frames` (the rounds whose frames stand for the `<image>`s) and `model_called`
+    `answers[i]` is what was said at round i < `round` (`</Silence>` before `question_time`).
+    Returns `messages`, `frames` (the rounds whose frames stand for the `<image>`s) and `model_called`
     (False before the question). rule "inference" is the released script's, "ovo" the one of its
     OVO-Bench runner, which keeps one turn more and always shows the question at the head of a full
     window; "plain" forgets nothing.
@@ -424,7 +424,7 @@ def window_messages(
         turns.insert(0, {"role": "system", "content": system})
     elif parity == "upstream" and start > 0:
         # Turn 0 sits where the system prompt is expected, and everything after is off by one.
-        head = rule == "inference" and global_question or question_time == 0
+        head = (rule == "inference" and global_question) or question_time == 0
         kept = {"role": "user", "content": user_content(0, question if head else None)}
         turns = [kept, turns[0], *turns[2:]]
     return {
@@ -465,7 +465,7 @@ def _reject_reserved(text: str, where: str) -> None:
     for mark in RESERVED:
         if mark in text:
             raise InputError(
-                f"{where} contains {mark!r}, which would be read as a frame or a decision: remove it"
+                f"{where} contains {mark!r}, which would be read as a frame or a state: remove it"
             )
 
 

@@ -1,0 +1,240 @@
+"""From a dialogue to tokens: ChatML with one image per turn, in pieces that a stream can append.
+
+Text is tokenised piece by piece, and the pieces end exactly where a stream stops to think: after
+the assistant's header and after its answer. So the tokens that a stream appends turn by turn *are*
+the tokens of training, for any tokenizer:
+
+    opening(system) + turn_chunk(turn 0) + answer_tokens(answer 0) + turn_chunk(turn 1) + ...
+        == encode(messages).tokens
+
+A turn starts with the newline that ends the turn before it, so that no newline follows the last
+answer. specs/streamo.md section 3.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from streamjax.data.dialogue import STATES
+from streamjax.errors import InputError
+
+IGNORE = -100
+DEFAULT_SYSTEM = "You are a helpful assistant."
+START, END = "<|im_start|>", "<|im_end|>"
+IMAGE = "<image>"
+
+Tokens = np.ndarray
+"""int32 [l]"""
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """How a family writes an image: `prefix`, then `placeholder` once per visual token, `suffix`.
+
+    `placeholder` is a token's text, or an id that no tokenizer has (LLaVA's -200).
+    """
+
+    placeholder: str | int
+    prefix: str = ""
+    suffix: str = ""
+
+
+QWEN = ChatFormat("<|image_pad|>", "<|vision_start|>", "<|vision_end|>")
+LLAVA = ChatFormat(-200)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A dialogue as tokens.
+
+    `tokens`, `labels` int32 [l]: labels are the tokens of every answer and of the `<|im_end|>` after
+    it, -100 elsewhere, unshifted. `state_positions` int32 [turns]: where each answer's first token
+    stands, which is its state in a streaming dialogue. `turn_starts` int32 [turns]: where each
+    turn's chunk begins; before the first is the opening.
+    """
+
+    tokens: Tokens
+    labels: Tokens
+    state_positions: Tokens
+    turn_starts: Tokens
+
+
+def encode(
+    tokenizer: Any,
+    messages: Sequence[Mapping[str, Any]],
+    visual_tokens: int | Sequence[int],
+    *,
+    format: ChatFormat = QWEN,
+) -> Encoded:
+    """Tokens and labels of `messages`; each `<image>` becomes that many visual tokens.
+
+    `visual_tokens` is one number for every image, or one per image in reading order. Without a
+    system message the system prompt is "You are a helpful assistant."; an empty one leaves the
+    block out. Messages that end with the user's give the prompt for the answer that is missing.
+    Messages of one role in a row are joined.
+
+    Raises InputError when the number of images differs from the number of `<image>`, when roles do
+    not alternate, or when a message contains `<|im_start|>` or `<|im_end|>`.
+    """
+    system, turns = _turns(messages)
+    images = sum(user.count(IMAGE) for user, _ in turns)
+    if isinstance(visual_tokens, int):
+        visual_tokens = [visual_tokens] * images
+    if len(visual_tokens) != images:
+        raise InputError(f"{len(visual_tokens)} images for {images} <image> marks: wanted one each")
+
+    # All pieces in one call: the tokenizer's own loop is many times faster than ours.
+    pieces = [_opening(system)]
+    for i, (user, answer) in enumerate(turns):
+        pieces += _turn_pieces(user, format, first=i == 0 and not system)
+        pieces += [] if answer is None else [answer, END]
+    ids = iter(_ids(tokenizer, pieces))
+    counts = iter(visual_tokens)
+    pad = _placeholder(tokenizer, format)
+
+    tokens = list(next(ids))
+    labels = [IGNORE] * len(tokens)
+    state_positions, turn_starts = [], []
+    for user, answer in turns:
+        turn_starts.append(len(tokens))
+        tokens += next(ids)
+        for _ in range(user.count(IMAGE)):
+            tokens += [pad] * next(counts)
+            tokens += next(ids)
+        labels += [IGNORE] * (len(tokens) - len(labels))
+        if answer is not None:
+            state_positions.append(len(tokens))
+            tokens += [*next(ids), *next(ids)]
+            labels += tokens[len(labels) :]
+    return Encoded(
+        *(np.asarray(x, np.int32) for x in (tokens, labels, state_positions, turn_starts))
+    )
+
+
+def opening(tokenizer: Any, system: str = DEFAULT_SYSTEM) -> Tokens:
+    """The tokens before the first turn: the system block, empty for an empty system prompt."""
+    return _array(_ids(tokenizer, [_opening(system)]))
+
+
+def turn_chunk(
+    tokenizer: Any,
+    user: str,
+    visual_tokens: int | Sequence[int],
+    *,
+    format: ChatFormat = QWEN,
+    first: bool = False,
+) -> Tokens:
+    """The tokens that a stream appends for one turn, up to where the answer begins.
+
+    `user` is the user's words with `<image>` where the frame goes (`dialogue.user_content`). What
+    comes before is the opening or an answer closed by `<|im_end|>` (`answer_tokens`). `first` only
+    for the first turn after an *empty* opening: there is no line to end.
+    """
+    _check_words(user, "the user's words")
+    counts = (
+        [visual_tokens] * user.count(IMAGE) if isinstance(visual_tokens, int) else visual_tokens
+    )
+    if len(counts) != user.count(IMAGE):
+        raise InputError(f"{len(counts)} images for {user.count(IMAGE)} <image> marks in a turn")
+    head, *rest = _ids(tokenizer, _turn_pieces(user, format, first=first))
+    pad = _placeholder(tokenizer, format)
+    pieces = [head]
+    for count, piece in zip(counts, rest, strict=True):
+        pieces += [[pad] * count, piece]
+    return _array(pieces)
+
+
+def answer_tokens(tokenizer: Any, answer: str) -> Tokens:
+    """An answer's tokens and the `<|im_end|>` after them: the labelled part of a turn."""
+    _check_words(answer, "the answer")
+    return _array(_ids(tokenizer, [answer, END]))
+
+
+def state_ids(tokenizer: Any) -> tuple[int, int, int]:
+    """The ids of `</Silence>`, `</Standby>`, `</Response>`, in this order.
+
+    Raises InputError when one of them is not a single token of its own: upstream then trains on
+    the token "</" as if it were all three, or without any state weights.
+    """
+    found = _ids(tokenizer, list(STATES))
+    for state, ids in zip(STATES, found, strict=True):
+        if len(ids) != 1:
+            raise InputError(
+                f"the tokenizer splits {state} into {len(ids)} tokens, wanted one: "
+                "register the state tokens (streamjax.data.tokenizer.add_states)"
+            )
+    one = tuple(ids[0] for ids in found)
+    if len(set(one)) != 3:
+        raise InputError(f"the state tokens share ids {one}: the tokenizer does not know them")
+    return one
+
+
+def end_id(tokenizer: Any) -> int:
+    """The id of `<|im_end|>`, which closes an answer."""
+    (ids,) = _ids(tokenizer, [END])
+    if len(ids) != 1:
+        raise InputError(f"the tokenizer splits {END} into {len(ids)} tokens, wanted one")
+    return ids[0]
+
+
+def _turns(messages: Sequence[Mapping[str, Any]]) -> tuple[str, list[tuple[str, str | None]]]:
+    """The system prompt, and the (user, answer) pairs; the last answer may be missing."""
+    joined: list[tuple[str, str]] = []
+    for message in messages:
+        role, content = message["role"], message["content"]
+        if joined and joined[-1][0] == role:
+            content = joined.pop()[1] + content
+        joined.append((role, content))
+    system = joined.pop(0)[1] if joined and joined[0][0] == "system" else DEFAULT_SYSTEM
+    _check_words(system, "the system prompt")
+    turns: list[tuple[str, str | None]] = []
+    for i, (role, content) in enumerate(joined):
+        wanted = ("user", "assistant")[i % 2]
+        if role != wanted:
+            raise InputError(f"message {i} is the {role}'s, wanted the {wanted}'s: roles alternate")
+        _check_words(content, f"message {i}")
+        if role == "user":
+            turns.append((content, None))
+        elif IMAGE in content:
+            raise InputError(f"message {i}: <image> in an answer; only the user shows images")
+        else:
+            turns[-1] = (turns[-1][0], content)
+    return system, turns
+
+
+def _opening(system: str) -> str:
+    return f"{START}system\n{system}{END}" if system else ""
+
+
+def _turn_pieces(user: str, format: ChatFormat, *, first: bool) -> list[str]:
+    """The text around the images of one turn: one piece more than there are images."""
+    text = f"{'' if first else chr(10)}{START}user\n{user}{END}\n{START}assistant\n"
+    return text.replace(IMAGE, format.prefix + IMAGE + format.suffix).split(IMAGE)
+
+
+def _ids(tokenizer: Any, pieces: list[str]) -> list[list[int]]:
+    return tokenizer(pieces, add_special_tokens=False)["input_ids"]
+
+
+def _array(pieces: Sequence[Sequence[int]]) -> Tokens:
+    return np.asarray([token for piece in pieces for token in piece], np.int32)
+
+
+def _placeholder(tokenizer: Any, format: ChatFormat) -> int:
+    if isinstance(format.placeholder, int):
+        return format.placeholder
+    (ids,) = _ids(tokenizer, [format.placeholder])
+    if len(ids) != 1:
+        raise InputError(
+            f"the tokenizer splits {format.placeholder} into {len(ids)} tokens, wanted one: "
+            "is this the format of the model's family?"
+        )
+    return ids[0]
+
+
+def _check_words(text: str, where: str) -> None:
+    for mark in (START, END):
+        if mark in text:
+            raise InputError(f"{where} contains {mark!r}, which would end the turn: remove it")
