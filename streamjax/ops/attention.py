@@ -1,0 +1,116 @@
+"""Causal attention, heads-major: whole sequences in triangular blocks, chunks against a cache."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+# A sequence is cut into at most BLOCKS query blocks, each of which reads only the keys up to its
+# own end; a block longer than ROWS is walked ROWS queries at a time. So the largest score tile is
+# ROWS x l, never l x l, and the work above the diagonal that is wasted is 1 / (2 * BLOCKS).
+BLOCKS = 16
+ROWS = 256
+
+
+def causal_attention(
+    q: Float[Array, "b n l h"],
+    k: Float[Array, "b k l h"],
+    v: Float[Array, "b k l h"],
+    segments: Int[Array, "b l"] | None = None,
+) -> Float[Array, "b n l h"]:
+    """Each token attends to the tokens before it and itself, within its own segment.
+
+    Query head i reads key head i // (n / k). Scores are scaled by h**-0.5; the softmax is float32.
+    With `segments`, tokens see only tokens of the same number: packed rows, and padding under a
+    number of its own. Every block recomputes its probabilities in the backward pass.
+    """
+    length = q.shape[2]
+    block = max(ROWS // 2, -(-length // BLOCKS))
+    if length <= block:
+        return _block(q, k, v, segments, segments, 0)
+    outputs = []
+    for start in range(0, length, block):
+        stop = min(start + block, length)
+        ids = (None, None) if segments is None else (segments[:, start:stop], segments[:, :stop])
+        rows, keys, values = q[:, :, start:stop], k[:, :, :stop], v[:, :, :stop]
+        outputs.append(_rows(rows, keys, values, *ids, start))
+    return jnp.concatenate(outputs, axis=2)
+
+
+def cached_attention(
+    q: Float[Array, "b n l h"],
+    k: Float[Array, "b k s h"],
+    v: Float[Array, "b k s h"],
+    mask: Bool[Array, "b l s"],
+    sink: tuple[Float[Array, "b n l h"], int] | None = None,
+) -> Float[Array, "b n l h"]:
+    """A chunk of queries against every slot of a cache that already holds the chunk's own keys.
+
+    `mask` says which slots a query may read. `sink` = (queries, count) makes the first `count`
+    slots be scored with queries of their own: the same queries rotated for the frame of positions
+    that the sink's keys live in (ops/cache.py). Chunks longer than ROWS go ROWS queries at a time.
+    """
+    length = q.shape[2]
+    if length <= ROWS:
+        return _chunk(q, k, v, mask, sink)
+    outputs = []
+    for start in range(0, length, ROWS):
+        cut = slice(start, min(start + ROWS, length))
+        own = None if sink is None else (sink[0][:, :, cut], sink[1])
+        outputs.append(_chunk(q[:, :, cut], k, v, mask[:, cut], own))
+    return jnp.concatenate(outputs, axis=2)
+
+
+def _rows(q, k, v, query_ids, key_ids, start):
+    """One query block, ROWS queries at a time when it is longer than twice that."""
+    length = q.shape[2]
+    if length <= 2 * ROWS:
+        return jax.checkpoint(_block, static_argnums=5)(q, k, v, query_ids, key_ids, start)
+    pad = -length % ROWS
+    tiles = (length + pad) // ROWS
+    b, n, _, h = q.shape
+    q = jnp.pad(q, ((0, 0), (0, 0), (0, pad), (0, 0))).reshape(b, n, tiles, ROWS, h)
+    xs = [q.transpose(2, 0, 1, 3, 4), start + ROWS * jnp.arange(tiles)]
+    if query_ids is not None:
+        # Padded queries keep a segment that exists, so that no softmax is over nothing.
+        query_ids = jnp.pad(query_ids, ((0, 0), (0, pad)), mode="edge")
+        xs.append(query_ids.reshape(b, tiles, ROWS).transpose(1, 0, 2))
+
+    @jax.checkpoint
+    def tile(xs):
+        return _block(xs[0], k, v, xs[2] if len(xs) == 3 else None, key_ids, xs[1])
+
+    out = jax.lax.map(tile, tuple(xs))
+    return out.transpose(1, 2, 0, 3, 4).reshape(b, n, length + pad, h)[:, :, :length]
+
+
+def _block(q, k, v, query_ids, key_ids, start):
+    """Queries start, start + 1, ... against the keys 0, 1, ...: one tile of scores."""
+    rows, columns = q.shape[2], k.shape[2]
+    mask = jnp.arange(columns) <= start + jnp.arange(rows)[:, None]
+    mask = mask[None]
+    if query_ids is not None:
+        mask = mask & (query_ids[:, :, None] == key_ids[:, None, :])
+    return _chunk(q, k, v, mask, None)
+
+
+def _chunk(q, k, v, mask, sink):
+    b, n, rows, h = q.shape
+    groups = n // k.shape[1]
+    scores = _scores(q, k)
+    if sink is not None:
+        own = _scores(sink[0], k[:, :, : sink[1]])
+        scores = jnp.concatenate([own, scores[..., sink[1] :]], axis=-1)
+    scores = scores.reshape(b, -1, groups, rows, scores.shape[-1])
+    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    weights = weights.reshape(b, -1, groups * rows, scores.shape[-1])
+    out = jnp.einsum("bkrs,bksh->bkrh", weights, v, preferred_element_type=jnp.float32)
+    return out.astype(v.dtype).reshape(b, n, rows, h)
+
+
+def _scores(q, k):
+    """Scaled float32 scores [b k groups*l s]: the query heads of one key head are its rows."""
+    b, _, _, h = q.shape
+    q = q.reshape(b, k.shape[1], -1, h)
+    scores = jnp.einsum("bkrh,bksh->bkrs", q, k, preferred_element_type=jnp.float32)
+    return scores * h**-0.5
