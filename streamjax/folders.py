@@ -1,0 +1,165 @@
+"""Models from folders and back: `sj.load`, `sj.save`.
+
+A folder is a Hugging Face one (config.json and safetensors) or a training run (model/ and
+checkpoints/). The family is found by `model_type`; each family is one module of weights/ with
+
+    blank(raw, source) -> model of shapes        dump(model) -> (config.json, tensors)
+    load(folder, raw, dtype=, mesh=) -> model
+"""
+
+import dataclasses
+import difflib
+import importlib
+import json
+import os
+import shutil
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+from flax import nnx
+
+from streamjax.data.processors import ImageProcessor
+from streamjax.errors import InputError
+from streamjax.weights import safetensors
+from streamjax.weights.config import read_config
+
+# config.json's model_type -> the module of weights/ that reads and writes it.
+FAMILIES: dict[str, str] = {
+    "timesformer": "streamjax.weights.streamformer",
+}
+# The class of a model -> the same module.
+CLASSES: dict[str, str] = {
+    "StreamFormer": "streamjax.weights.streamformer",
+}
+
+# Copied along with a model; the weights, config.json and preprocessor_config.json are written.
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "chat_template.jinja",
+    "chat_template.json", "generation_config.json",
+)  # fmt: skip
+
+
+def load(
+    path: str | os.PathLike, *, dtype: Any = None, mesh: jax.sharding.Mesh | None = None
+) -> Any:
+    """Loads a model from a Hugging Face folder, a training run, or a hub id `owner/name`.
+
+    dtype: of the parameters and the computation; None keeps the stored one. mesh: places every
+    parameter by the rules of streamjax.sharding; None puts all on the default device.
+    `model.assets` holds the tokenizer's folder, the image processor and the chat template.
+
+    Raises FileNotFoundError when the folder, config.json or the weights are missing; InputError
+    (one line: file, found, wanted) for an unknown model_type or config key, and a missing, extra,
+    mis-shaped, non-finite or truncated tensor.
+    """
+    folder = _folder(path)
+    if not (folder / "config.json").is_file() and (folder / "model" / "config.json").is_file():
+        return _load_run(folder, dtype, mesh)
+    raw = read_config(folder / "config.json")
+    model = family_of(raw, folder / "config.json").load(folder, raw, dtype=dtype, mesh=mesh)
+    _take_assets(model, folder)
+    return model
+
+
+def save(model: Any, folder: str | os.PathLike) -> None:
+    """Writes a Hugging Face folder that the original implementation loads.
+
+    Tensors that were loaded and not trained are written back bit for bit, buffers and extras of
+    the original included. Everything is written beside `folder` first and then moved into it, the
+    weights last, so that a failure leaves what was there before.
+    """
+    module = CLASSES.get(type(model).__name__)
+    if module is None:
+        raise ValueError(f"cannot save a {type(model).__name__}, wanted one of {list(CLASSES)}")
+    raw, tensors = importlib.import_module(module).dump(model)
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary.mkdir()
+    try:
+        (temporary / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
+        if model.assets.processor is not None:
+            model.assets.processor.to_folder(temporary)
+        if model.assets.tokenizer is not None:
+            for name in _TOKENIZER_FILES:
+                if (file := Path(model.assets.tokenizer) / name).is_file():
+                    shutil.copyfile(file, temporary / name)
+        safetensors.write_folder(temporary, tensors)
+        folder.mkdir(exist_ok=True)
+        files = sorted(temporary.iterdir(), key=lambda p: ("safetensors" in p.name, p.name))
+        for file in files:
+            file.replace(folder / file.name)
+        safetensors.remove_stale(folder, {file.name for file in files})
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def family_of(raw: dict[str, Any], source: Any) -> ModuleType:
+    """The family module for a config.json; a config without model_type is a StreamFormer's."""
+    name = raw.get("model_type", "timesformer")
+    if name not in FAMILIES:
+        near = difflib.get_close_matches(str(name), FAMILIES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        known = ", ".join(FAMILIES)
+        raise InputError(f"{source}: model_type is {name!r}, wanted one of {known}{hint}")
+    return importlib.import_module(FAMILIES[name])
+
+
+def _folder(path: str | os.PathLike) -> Path:
+    folder = Path(path)
+    if folder.is_dir():
+        return folder
+    text = os.fspath(path)
+    if folder.exists() or text.count("/") != 1 or text.startswith((".", "/", "~")):
+        kind = "a file" if folder.exists() else "missing"
+        raise FileNotFoundError(f"{path}: {kind}, wanted a folder with config.json, or a run")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(text, allow_patterns=["*.json", "*.safetensors", "*.txt",
+                                                            "*.model", "*.jinja"]))  # fmt: skip
+    except Exception as error:  # the hub's own errors are pages long
+        raise FileNotFoundError(
+            f"{text}: no such folder, and the hub gave nothing ({type(error).__name__})"
+        ) from None
+
+
+def _load_run(run: Path, dtype: Any, mesh: jax.sharding.Mesh | None) -> Any:
+    from streamjax.checkpoint import latest_params
+
+    home = run / "model"
+    raw = read_config(home / "config.json")
+    model = family_of(raw, home / "config.json").blank(raw, home / "config.json")
+    graph, shapes = nnx.split(model)
+    state = latest_params(run, shapes, mesh=mesh)
+    if dtype is not None:
+        state = jax.tree.map(lambda a: a.astype(dtype), state)
+    model = nnx.merge(graph, state)
+    _take_assets(model, home)
+    return model
+
+
+def _take_assets(model: Any, folder: Path) -> None:
+    """Adds the tokenizer, the processor and the template to what the family's loader kept."""
+    has_tokenizer = any((folder / name).is_file() for name in _TOKENIZER_FILES[:2])
+    model.assets = dataclasses.replace(
+        model.assets,
+        tokenizer=str(folder) if has_tokenizer else None,
+        processor=ImageProcessor.from_folder(folder),
+        chat_template=_chat_template(folder),
+    )
+
+
+def _chat_template(folder: Path) -> str | None:
+    """The Jinja text, from whichever of the three places transformers has kept it in."""
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text()
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            template = read_config(folder / name).get("chat_template")
+            if isinstance(template, str):
+                return template
+    return None

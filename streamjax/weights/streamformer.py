@@ -1,0 +1,157 @@
+"""StreamFormer's tensors by their original names (specs/streamformer.md section 2.7)."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from streamjax.data.processors import Assets
+from streamjax.errors import InputError
+from streamjax.models.streamformer import StreamFormer, StreamFormerConfig
+from streamjax.weights import safetensors, table
+from streamjax.weights.config import Extras, parse_config
+from streamjax.weights.table import TRANSPOSED, Form, Rule
+
+MODEL_TYPE = "timesformer"
+PREFIX = "timesformer."  # before every name when saved from the multi-task model
+MASK = "temporal_attention.attention.mask"  # a buffer of the original that nothing reads
+# What the multi-task model holds beside the backbone.
+_BESIDE = re.compile(r"(text_encoder|task_heads)\..+|logit_(scale|bias)")
+
+
+def config_of(raw: Mapping[str, Any], source: Any) -> StreamFormerConfig:
+    """The configuration in a config.json; `clip_config` is informational in the original too."""
+    return parse_config(StreamFormerConfig, raw, source=source, also=frozenset({"clip_config"}))
+
+
+def blank(raw: Mapping[str, Any], source: Any) -> StreamFormer:
+    """The model of a config.json with shapes in place of values."""
+    config = config_of(raw, source)
+    model = nnx.eval_shape(lambda: StreamFormer(config, rngs=nnx.Rngs(0)))
+    model.assets = Assets(extras=Extras(config=dict(raw)))
+    return model
+
+
+def load(
+    folder: Path, raw: Mapping[str, Any], *, dtype: Any = None, mesh: jax.sharding.Mesh | None = None
+) -> StreamFormer:
+    """Reads a folder in either of the original's layouts: bare names, or the multi-task prefix.
+
+    dtype: of parameters and computation; None keeps the stored one. Beside the parameters the mask
+    buffers are accepted and, in the prefixed layout, text_encoder.*, task_heads.*, logit_scale and
+    logit_bias; all are kept for saving. Raises InputError for any other tensor, a missing or
+    mis-shaped one, and a bad config.
+    """
+    model = blank(raw, folder / "config.json")
+    tensors, _ = safetensors.read_folder(folder)
+    prefix = PREFIX if any(name.startswith(PREFIX) for name in tensors) else ""
+    graph, shapes = nnx.split(model)
+    wanted = rules(model.config)
+    source = safetensors.source_of(folder)
+    known = table.expected(shapes, wanted, prefix=prefix)
+    extras = {name: a for name, a in tensors.items() if name not in known}
+    _check_extras(extras, known, model.config, prefix, source)
+    state = table.load(
+        shapes, wanted, tensors, source=source, prefix=prefix, dtype=dtype, mesh=mesh
+    )
+    model = nnx.merge(graph, state)
+    model.dtype = jnp.result_type(*(a.dtype for a in jax.tree.leaves(state)))
+    model.assets = Assets(extras=Extras(dict(raw), extras, prefix))
+    return model
+
+
+def dump(model: StreamFormer) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """config.json and tensors as the original reads them, in the layout the model came in.
+
+    A model that came from no folder is written with bare names and the mask buffers that the
+    original's strict loader asks for. Raises ValueError for a folded model.
+    """
+    if isinstance(model.layers, tuple):
+        raise ValueError("a folded model cannot be saved: save the one it was folded from")
+    c, extras = model.config, model.assets.extras
+    raw = {"architectures": ["TimesformerMultiTaskingModelSigLIP"], "model_type": MODEL_TYPE}
+    masks: dict[str, np.ndarray] = {}
+    if c.enable_causal_temporal:
+        mask = np.tril(np.ones((c.num_frames, c.num_frames), np.float32))
+        masks = {f"encoder.layer.{i}.{MASK}": mask for i in range(c.num_hidden_layers)}
+    if extras is None:
+        extras = Extras(config=raw, tensors=masks)
+    tensors = table.dump(nnx.state(model, nnx.Param), rules(c), prefix=extras.prefix)
+    return raw | dict(extras.config) | dataclasses.asdict(c), tensors | dict(extras.tensors)
+
+
+def _check_extras(
+    extras: Mapping[str, np.ndarray], known: set[str], c: StreamFormerConfig, prefix: str, source
+) -> None:
+    masks = {f"{prefix}encoder.layer.{i}.{MASK}" for i in range(c.num_hidden_layers)}
+    masks = masks if c.enable_causal_temporal else set()
+    table.refuse(
+        (n for n in extras if not (n in masks or (prefix and _BESIDE.fullmatch(n)))),
+        known | masks,
+        source,
+    )
+    for name in masks & set(extras):
+        if extras[name].shape != (c.num_frames, c.num_frames):
+            raise InputError(
+                f"{source}: tensor {name} has shape {list(extras[name].shape)}, wanted "
+                f"{[c.num_frames] * 2} by num_frames in config.json"
+            )
+
+
+def rules(config: StreamFormerConfig) -> list[Rule]:
+    """The table for one configuration; names without the multi-task model's prefix."""
+    c = config
+    layer = "encoder.layer.{i}."
+    conv = Form(
+        lambda a: a.transpose(2, 3, 1, 0).reshape(-1, a.shape[0]),
+        lambda a: a.reshape(c.patch_size, c.patch_size, c.num_channels, -1).transpose(3, 2, 0, 1),
+    )
+    row = Form(lambda a: a[0], lambda a: a[None])
+    probe = Form(lambda a: a[0, 0], lambda a: a[None, None])
+    table = [
+        Rule("embeddings.position_embeddings", "position", row),
+        Rule("embeddings.time_embeddings", "time", row),
+        Rule("embeddings.patch_embeddings.projection.weight", "patch.kernel", conv),
+        Rule("embeddings.patch_embeddings.projection.bias", "patch.bias"),
+        Rule(layer + "temporal_attention_gating", "layers.gate"),
+        *_norm(layer + "temporal_layernorm", "layers.temporal_norm"),
+        *_linear(layer + "temporal_attention.attention.qkv", "layers.temporal.qkv", c.qkv_bias),
+        *_linear(layer + "temporal_attention.output.dense", "layers.temporal.out"),
+        *_linear(layer + "temporal_dense", "layers.temporal_dense"),
+        *_norm(layer + "layernorm_before", "layers.attn_norm"),
+        *_linear(layer + "attention.attention.qkv", "layers.attn.qkv", c.qkv_bias),
+        *_linear(layer + "attention.output.dense", "layers.attn.out"),
+        *_norm(layer + "layernorm_after", "layers.mlp_norm"),
+        *_linear(layer + "intermediate.dense", "layers.mlp.up"),
+        *_linear(layer + "output.dense", "layers.mlp.down"),
+        *_norm("post_layernorm", "norm"),
+        Rule("head.probe", "head.probe", probe),
+        Rule("head.attention.in_proj_weight", "head.qkv.kernel", TRANSPOSED),
+        Rule("head.attention.in_proj_bias", "head.qkv.bias"),
+        *_linear("head.attention.out_proj", "head.out"),
+        *_norm("head.layernorm", "head.norm"),
+        *_linear("head.mlp.fc1", "head.mlp.up"),
+        *_linear("head.mlp.fc2", "head.mlp.down"),
+    ]
+    if c.add_lora_spatial:
+        table += [
+            Rule(f"{layer}attention.{theirs}_lora_{x}.weight", f"layers.attn.{ours}_{x}", TRANSPOSED)
+            for theirs, ours in (("attention.qkv", "qkv.lora"), ("output.dense", "out.lora"))
+            for x in "ab"
+        ]
+    return table
+
+
+def _linear(name: str, path: str, bias: bool = True) -> list[Rule]:
+    kernel = Rule(f"{name}.weight", f"{path}.kernel", TRANSPOSED)
+    return [kernel, Rule(f"{name}.bias", f"{path}.bias")] if bias else [kernel]
+
+
+def _norm(name: str, path: str) -> list[Rule]:
+    return [Rule(f"{name}.weight", f"{path}.scale"), Rule(f"{name}.bias", f"{path}.bias")]
