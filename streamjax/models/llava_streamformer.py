@@ -1,0 +1,462 @@
+"""LLaVA-StreamFormer: a language model that watches through a StreamFormer tower.
+
+Frames go through the tower, a two-layer projector and a 2x2 pool; the result stands in the token
+sequence where the placeholder -200 was. specs/vlm.md section 2.9.
+
+The tower runs under the streaming rule everywhere (the last time row is held, a frame sees the last
+`num_frames` frames), so that training, offline evaluation and streaming are one function. Up to
+`num_frames` frames that is what the original does; beyond, the original stretches its time table
+over a clip and cannot stream at all.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from streamjax.data.processors import Assets
+from streamjax.models import streamformer
+from streamjax.models.decoder import Decoder, DecoderConfig
+from streamjax.models.layers import ACTIVATIONS, Linear, parameter, unstack
+from streamjax.models.streamformer import StreamFormer, StreamFormerConfig, TemporalCache
+from streamjax.ops.cache import KVCache, evict
+
+PLACEHOLDER = -200  # in no vocabulary: one per picture before `expand`, one per visual token after
+POOL = 2  # hard-wired in the original, whatever mm_spatial_pool_stride says
+
+Grid = Any  # [images, 3] host integers: (frames or tiles, rows and columns of patches)
+ImageSizes = Sequence[tuple[int, int] | None] | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LlavaStreamFormerConfig:
+    """The tower, the language model, and how pictures become tokens.
+
+    The `mm_` and `image_` fields are the original's. Raises ValueError for values it has but no
+    released model uses.
+    """
+
+    tower: StreamFormerConfig
+    decoder: DecoderConfig
+    mm_spatial_pool_mode: str = "average"  # average | bilinear (the same for a factor of 2) | max
+    mm_newline_position: str = "no_token"  # no_token | one_token | frame | grid
+    mm_patch_merge_type: str = "spatial_unpad"
+    image_grid_pinpoints: tuple[tuple[int, int], ...] = (
+        (224, 448), (448, 224), (448, 448), (672, 224), (224, 672),
+    )  # fmt: skip
+
+    def __post_init__(self):
+        for name, known in (
+            ("mm_spatial_pool_mode", ("average", "bilinear", "max")),
+            ("mm_newline_position", ("no_token", "one_token", "frame", "grid")),
+            ("mm_patch_merge_type", ("spatial_unpad",)),
+        ):
+            if (found := getattr(self, name)) not in known:
+                raise ValueError(f"{name} is {found!r}, wanted one of {', '.join(known)}")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LMOutput:
+    """logits [b l v]."""
+
+    logits: Any
+
+
+class Projector(nnx.Module):
+    """Two linear maps with an exact GELU between them (`mlp2x_gelu`)."""
+
+    def __init__(self, d: int, width: int, *, rngs: nnx.Rngs):
+        self.up = Linear(d, width, (None, "embed"), rngs=rngs)
+        self.down = Linear(width, width, (None, "embed"), rngs=rngs)
+
+    def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows e"]:
+        return self.down(ACTIVATIONS["gelu"](self.up(x)))
+
+
+class LlavaStreamFormer(nnx.Module):
+    """`tower` -> `projector` -> `decoder`, and the learned `image_newline` [d].
+
+    tokens int [b l] hold PLACEHOLDER once per visual token (`expand` makes them so). pixels are
+    [frames, 3, h, w], normalised, of all clips in reading order; or [b, frames, 3, h, w] when every
+    row of the batch has as many, which keeps each row's pictures on the row's device. grid [clips,
+    3] is host numpy, (frames, rows, columns) in patches. A still picture is a row of its own whose
+    first number counts tiles; `image_sizes` then has (width, height) for it and None for videos.
+    """
+
+    def __init__(
+        self,
+        config: LlavaStreamFormerConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype: Any = jnp.float32,
+        remat: str | None = None,
+    ):
+        width = config.decoder.hidden_size
+        self.config, self.dtype, self.assets = config, jnp.dtype(dtype), Assets()
+        self.tower = StreamFormer(config.tower, rngs=rngs, dtype=dtype, remat=remat)
+        self.projector = Projector(config.tower.hidden_size, width, rngs=rngs)
+        init = jax.nn.initializers.normal(width**-0.5)
+        self.image_newline = parameter(rngs, (width,), ("embed",), init)
+        self.decoder = Decoder(config.decoder, rngs=rngs, dtype=dtype, remat=remat)
+
+    def __call__(
+        self,
+        tokens: Int[Array | np.ndarray, "b l"],
+        pixels: Any = None,
+        grid: Grid = None,
+        *,
+        mask: Any = None,
+        segments: Any = None,
+        positions: Any = None,
+        image_sizes: ImageSizes = None,
+    ) -> LMOutput:
+        """The logits of whole sequences; the arguments are those of `hidden`."""
+        hidden = self.hidden(
+            tokens, pixels, grid, mask=mask, segments=segments, positions=positions,
+            image_sizes=image_sizes,
+        )  # fmt: skip
+        return LMOutput(self.decoder.logits(hidden))
+
+    def hidden(
+        self,
+        tokens: Int[Array | np.ndarray, "b l"],
+        pixels: Any = None,
+        grid: Grid = None,
+        *,
+        mask: Any = None,
+        segments: Any = None,
+        positions: Any = None,
+        image_sizes: ImageSizes = None,
+    ) -> Float[Array, "b l d"]:
+        """The final-normed states, for a loss that takes `head_kernel()` piece by piece.
+
+        mask [b l]: true for real tokens (None: all). segments int [b l]: packed dialogues, which do
+        not see one another. positions int [b l]: None counts real tokens, from 0 in every segment.
+        Raises ValueError when the placeholders are not as many as the visual tokens.
+        """
+        features = None
+        if pixels is not None:
+            features = self.encode_images(pixels, grid, image_sizes=image_sizes)
+            if pixels.ndim == 5:
+                features = features.reshape(pixels.shape[0], -1, features.shape[-1])
+        x = self.embed(tokens, features)
+        if positions is None:
+            positions, _ = self.positions(tokens, grid, mask=mask, segments=segments)
+        if mask is not None:
+            ids = 0 if segments is None else jnp.asarray(segments, jnp.int32)
+            segments = jnp.where(jnp.asarray(mask, bool), ids, -1)
+        elif segments is not None:
+            segments = jnp.asarray(segments, jnp.int32)
+        return self.decoder(x, jnp.asarray(positions, jnp.int32), segments)
+
+    def head_kernel(self) -> Float[Array, "d v"]:
+        """What turns hidden states into logits."""
+        return self.decoder.head_kernel()
+
+    def encode_images(
+        self, pixels: Any, grid: Grid, *, image_sizes: ImageSizes = None
+    ) -> Float[Array, "n d"]:
+        """All clips' and pictures' visual tokens, in reading order, newlines included.
+
+        Clips are pooled 2x2 and end, or their frames or rows end, with the newline as
+        mm_newline_position says. Pictures are not pooled: the whole picture's tile, then the other
+        tiles as one map, without the rows or columns that were padding, each row with a newline.
+        Raises ValueError when pixels and grid disagree.
+        """
+        grid = _host_grid(grid)
+        pixels = jnp.asarray(pixels, self.dtype)
+        frames = jnp.moveaxis(pixels.reshape(-1, *pixels.shape[-3:]), 1, -1)
+        side = (frames.shape[1] // self._patch, frames.shape[2] // self._patch)
+        if grid[:, 0].sum() != len(frames) or (grid[:, 1:] != side).any():
+            raise ValueError(
+                f"grid {grid.tolist()} does not describe {len(frames)} frames of "
+                f"{side[0]}x{side[1]} patches"
+            )
+        sizes = image_sizes or [None] * len(grid)
+        if len(sizes) != len(grid):
+            raise ValueError(f"{len(sizes)} image_sizes for {len(grid)} rows of grid")
+        pieces, start = [], 0
+        kinds = [(int(t), size is None, size) for t, size in zip(grid[:, 0], sizes, strict=True)]
+        # Equal clips in a row are one batch of the tower.
+        for (t, is_video, _), run in groupby(kinds, key=lambda k: (*k[:2], None if k[1] else k[2])):
+            run = list(run)
+            batch = frames[start : start + t * len(run)]
+            start += t * len(run)
+            if is_video:
+                clips = self._project(self._watch(batch.reshape(len(run), t, *batch.shape[1:])))
+                pieces.append(self._clip_tokens(clips, side).reshape(-1, clips.shape[-1]))
+            else:
+                tiles = self._project(self._watch(batch[:, None]))[:, 0]
+                tiles = tiles.reshape(len(run), t, *tiles.shape[1:])
+                for picture, (_, _, size) in zip(tiles, run, strict=True):
+                    pieces.append(self._picture_tokens(picture, side, size))
+        return jnp.concatenate(pieces) if len(pieces) > 1 else pieces[0]
+
+    def encode_frame(
+        self, frame: Float[Array, "b h w 3"], cache: TemporalCache
+    ) -> tuple[Float[Array, "b n d"], TemporalCache]:
+        """The next frame of b streams as visual tokens; `cache` is `tower.init_cache(...)`.
+
+        Equal to `encode_images` over the whole video, frame by frame. Raises ValueError for
+        mm_newline_position="one_token", where only the end of a video has its newline.
+        """
+        self.frame_tokens(*frame.shape[1:3])
+        out, cache = self.tower.step(frame[:, None].astype(self.dtype), cache, time_rule="hold")
+        side = (frame.shape[1] // self._patch, frame.shape[2] // self._patch)
+        tokens = self._clip_tokens(self._project(out.tokens), side)
+        return tokens.reshape(len(frame), -1, tokens.shape[-1]), cache
+
+    def frame_tokens(self, height: int, width: int) -> int:
+        """Visual tokens of one frame of a stream of frames of this size."""
+        if self.config.mm_newline_position == "one_token":
+            raise ValueError(
+                "mm_newline_position='one_token' marks the end of a video and cannot be streamed: "
+                "set it to 'no_token' or 'frame' in config.json"
+            )
+        return self._count((1, height // self._patch, width // self._patch), None)
+
+    def expand(
+        self, tokens: Any, grid: Grid, *, image_sizes: ImageSizes = None
+    ) -> Int[np.ndarray, "*b l"]:
+        """Repeats each placeholder once per visual token of its clip or picture; host numpy.
+
+        tokens: int [l] or [b l], one placeholder per row of grid, in reading order. Rows that come
+        out shorter are padded with 0 behind. Raises ValueError when the counts differ.
+        """
+        tokens, grid = np.asarray(tokens), _host_grid(grid)
+        rows = tokens.reshape(-1, tokens.shape[-1])
+        sizes = image_sizes or [None] * len(grid)
+        counts = [self._count(row, size) for row, size in zip(grid, sizes, strict=True)]
+        if (found := int((rows == PLACEHOLDER).sum())) != len(counts):
+            raise ValueError(f"{found} placeholders ({PLACEHOLDER}) for {len(counts)} grid rows")
+        repeats = np.ones(rows.shape, np.int64)
+        repeats[rows == PLACEHOLDER] = counts
+        long = [np.repeat(row, times) for row, times in zip(rows, repeats, strict=True)]
+        length = max(map(len, long))
+        out = np.stack([np.pad(row, (0, length - len(row))) for row in long])
+        return out.reshape(*tokens.shape[:-1], length)
+
+    def positions(
+        self,
+        tokens: Any,
+        grid: Grid = None,
+        *,
+        mask: Any = None,
+        segments: Any = None,
+        seconds_per_grid: Any = None,
+        rule: str = "max",
+    ) -> tuple[Int[Array, "b l"], Int[Array, " b"]]:
+        """Each token's position, and the next position minus the length, per row.
+
+        Real tokens are counted from 0, anew in every segment; masked ones get 0. This family
+        places pictures like text: grid, seconds_per_grid and rule are those of its relatives.
+        """
+        shape = np.shape(tokens)
+        real = jnp.ones(shape, bool) if mask is None else jnp.asarray(mask, bool)
+        place = jnp.cumsum(real, axis=1, dtype=jnp.int32) - 1
+        if segments is not None:
+            ids = jnp.asarray(segments, jnp.int32)
+            fresh = jnp.concatenate([ids[:, :1] != ids[:, :1], ids[:, 1:] != ids[:, :-1]], axis=1)
+            place = place - jax.lax.cummax(jnp.where(fresh, jnp.maximum(place, 0), 0), axis=1)
+        positions = jnp.where(real, place, 0)
+        return positions, positions.max(axis=1) + 1 - shape[1]
+
+    def extend(
+        self,
+        tokens: Int[Array | np.ndarray, "b l"],
+        cache: KVCache,
+        *,
+        features: Any = None,
+        positions: Any = None,
+        lengths: Any = None,
+    ) -> tuple[LMOutput, KVCache]:
+        """Appends a chunk to each row's past: a prompt, a turn, or one decoded token.
+
+        features: visual tokens for the placeholders, [n d] in reading order or [b n d] by rows.
+        positions int [b l] as the model would see the retained tokens; None goes on counting.
+        lengths [b]: real tokens per row when rows are padded behind. Donate the cache. Raises
+        ValueError when the chunk does not fit the cache or the features do not fit the tokens.
+        """
+        as_ints = [None if a is None else jnp.asarray(a, jnp.int32) for a in (positions, lengths)]
+        hidden, cache = self.decoder.extend(
+            self.embed(tokens, features), cache, positions=as_ints[0], lengths=as_ints[1]
+        )
+        return LMOutput(self.decoder.logits(hidden)), cache
+
+    def evict(self, cache: KVCache, start: Any, stop: Any) -> KVCache:
+        """Forgets tokens start <= i < stop of the cache; the rest closes up, positions too.
+
+        What was computed after them stays as it was: this equals attention restricted to the
+        retained tokens with contiguous positions, not a forward over them (specs/vlm.md 5.2 B).
+        """
+        return evict(cache, start, stop, self.config.decoder.rope_theta)
+
+    def init_cache(self, batch: int, *, capacity: int, sink: int = 0) -> KVCache:
+        """An empty cache for `capacity` tokens a row, and `sink` more for a stream's first ones."""
+        return self.decoder.init_cache(batch, capacity=capacity, sink=sink)
+
+    def embed(
+        self, tokens: Int[Array | np.ndarray, "b l"], features: Any = None
+    ) -> Float[Array, "b l d"]:
+        """The decoder's input: embedding rows, and visual tokens in the placeholders' places.
+
+        features: [n d] in reading order over the batch, or [b n d] by rows.
+        """
+        holes = 0 if isinstance(tokens, jax.core.Tracer) else int((np.asarray(tokens) < 0).sum())
+        given = 0 if features is None else int(np.prod(features.shape[:-1]))
+        if not isinstance(tokens, jax.core.Tracer) and holes != given:
+            raise ValueError(
+                f"{holes} placeholders ({PLACEHOLDER}) for {given} visual tokens: "
+                "model.expand(tokens, grid) writes one for each"
+            )
+        tokens = jnp.asarray(tokens, jnp.int32)
+        x = self.decoder.lookup(tokens)
+        if features is None:
+            return x
+        by_row = features.ndim == 3
+        here = tokens == PLACEHOLDER
+        flat = here if by_row else here.reshape(1, -1)
+        index = jnp.maximum(jnp.cumsum(flat, axis=1) - 1, 0)
+        rows = features if by_row else features[None]
+        picked = jnp.take_along_axis(rows.astype(x.dtype), index[..., None], axis=1, mode="clip")
+        return jnp.where(here[..., None], picked.reshape(x.shape), x)
+
+    @property
+    def _patch(self) -> int:
+        return self.config.tower.patch_size
+
+    def _watch(self, frames: Float[Array, "b t h w 3"]) -> Float[Array, "b t p e"]:
+        window = self.config.tower.num_frames if self.config.tower.enable_causal_temporal else None
+        return self.tower(frames, time_rule="hold", window=window).tokens
+
+    def _project(self, tokens: Float[Array, "b t p e"]) -> Float[Array, "b t p d"]:
+        return self.projector(tokens)
+
+    def _clip_tokens(
+        self, x: Float[Array, "b t p d"], side: tuple[int, int]
+    ) -> Float[Array, "b n d"]:
+        """Projected patches of clips, pooled, with newlines: the tokens of each clip."""
+        x = pool(x, side, self.config.mm_spatial_pool_mode)
+        b, t, rows, columns, d = x.shape
+        newline = self.image_newline[...].astype(x.dtype)
+        kind = self.config.mm_newline_position
+        shapes = {
+            "grid": (b, t * rows, columns, d),
+            "frame": (b, t, rows * columns, d),
+            "one_token": (b, 1, t * rows * columns, d),
+        }
+        if kind in shapes:
+            x = _with_newline(x.reshape(shapes[kind]), newline)
+        return x.reshape(b, -1, d)
+
+    def _picture_tokens(
+        self, tiles: Float[Array, "t p d"], side: tuple[int, int], size: tuple[int, int]
+    ) -> Float[Array, "n d"]:
+        """One picture: the first tile, then the map of the others with a newline per row."""
+        newline = self.image_newline[...].astype(tiles.dtype)
+        if len(tiles) == 1:
+            return jnp.concatenate([tiles[0], newline[None]])
+        columns, rows = self._tile_grid(len(tiles), side, size)
+        whole = tiles[1:].reshape(rows, columns, *side, -1).swapaxes(1, 2)
+        whole = whole.reshape(rows * side[0], columns * side[1], -1)
+        top, left = padding_of(whole.shape[:2], size)
+        whole = whole[top : whole.shape[0] - top, left : whole.shape[1] - left]
+        lines = _with_newline(whole, newline)
+        return jnp.concatenate([tiles[0], lines.reshape(-1, lines.shape[-1])])
+
+    def _count(self, row: Any, size: tuple[int, int] | None) -> int:
+        t, rows, columns = (int(n) for n in row)
+        if size is None:
+            rows, columns = rows // POOL, columns // POOL
+            extra = {"no_token": 0, "one_token": 1, "frame": t, "grid": t * rows}
+            return t * rows * columns + extra[self.config.mm_newline_position]
+        if t == 1:
+            return rows * columns + 1
+        across, down = self._tile_grid(t, (rows, columns), size)
+        height, width = down * rows, across * columns
+        top, left = padding_of((height, width), size)
+        return rows * columns + (height - 2 * top) * (width - 2 * left + 1)
+
+    def _tile_grid(self, tiles: int, side: tuple[int, int], size: tuple[int, int]):
+        """(across, down): how the tiles behind the first one are laid out."""
+        width, height = best_pinpoint(size, self.config.image_grid_pinpoints)
+        across, down = width // (side[1] * self._patch), height // (side[0] * self._patch)
+        if across * down != tiles - 1:
+            raise ValueError(
+                f"a picture of {size[0]}x{size[1]} makes {across}x{down} tiles and one of the whole, "
+                f"found {tiles}: were its tiles cut with other image_grid_pinpoints?"
+            )
+        return across, down
+
+
+def fold(model: LlavaStreamFormer) -> LlavaStreamFormer:
+    """The same function for a stream: the tower folded, layers as tuples. Not for training."""
+    folded = jax.tree.map(lambda a: a, model)
+    folded.tower = streamformer.fold(model.tower)
+    folded.decoder.layers = unstack(model.decoder.layers, model.config.decoder.num_hidden_layers)
+    return folded
+
+
+def pool(
+    x: Float[Array, "b t p d"], side: tuple[int, int], mode: str
+) -> Float[Array, "b t rows columns d"]:
+    """Halves both sides of each frame's map of patches; an odd last row or column is dropped.
+
+    "bilinear" at exactly half size is the average of 2x2; of odd sides it is not, and raises
+    ValueError.
+    """
+    if mode == "bilinear" and (side[0] % POOL or side[1] % POOL):
+        raise ValueError(
+            f"bilinear pooling of {side[0]}x{side[1]} patches: wanted even sides, or "
+            "mm_spatial_pool_mode='average'"
+        )
+    rows, columns = side[0] // POOL, side[1] // POOL
+    x = x.reshape(*x.shape[:2], *side, x.shape[-1])[:, :, : rows * POOL, : columns * POOL]
+    x = x.reshape(*x.shape[:2], rows, POOL, columns, POOL, x.shape[-1])
+    if mode == "max":
+        return x.max(axis=(3, 5))
+    return x.astype(jnp.float32).mean(axis=(3, 5)).astype(x.dtype)
+
+
+def best_pinpoint(
+    size: tuple[int, int], pinpoints: Sequence[tuple[int, int]]
+) -> tuple[int, int]:
+    """The canvas (width, height) that keeps most of a picture's pixels, then wastes least."""
+
+    def merit(canvas):
+        scale = min(canvas[0] / size[0], canvas[1] / size[1])
+        fitted = int(size[0] * scale) * int(size[1] * scale)
+        kept = min(fitted, size[0] * size[1])
+        return kept, kept - canvas[0] * canvas[1]
+
+    return max(pinpoints, key=merit)
+
+
+def padding_of(shape: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """Rows at each of top and bottom, columns at each of left and right, that are only padding.
+
+    shape: (rows, columns) of the map; size: (width, height) of the picture fitted into it.
+    """
+    (rows, columns), (width, height) = shape, size
+    if width / height > columns / rows:
+        return (rows - int(height * (columns / width))) // 2, 0
+    return 0, (columns - int(width * (rows / height))) // 2
+
+
+def _with_newline(x: Float[Array, "*rows n d"], newline: Float[Array, " d"]) -> Any:
+    ends = jnp.broadcast_to(newline, (*x.shape[:-2], 1, x.shape[-1]))
+    return jnp.concatenate([x, ends], axis=-2)
+
+
+def _host_grid(grid: Grid) -> np.ndarray:
+    if grid is None or isinstance(grid, jax.core.Tracer):
+        found = "missing" if grid is None else "traced"
+        raise ValueError(f"grid is {found}, wanted host integers [images, 3]: (t, rows, columns)")
+    return np.asarray(grid).reshape(-1, 3)
