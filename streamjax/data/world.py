@@ -407,7 +407,7 @@ def _draw_frames(script: Script, times, *, masks: bool):
 def _pose(script: Script, thing: int, time: float, bowl: tuple[float, float]) -> _Pose | None:
     """Where and how a thing is at `time`: its events replayed in order; None when off stage."""
     place = script.places[thing]
-    pose = None if place is None else _Pose(*place, 0.105)
+    pose = None if place is None else _Pose(*place, 0.13)
     caught = 0
     for event in script.events:
         if event.action == "drop" and event.thing != thing:
@@ -420,7 +420,7 @@ def _pose(script: Script, thing: int, time: float, bowl: tuple[float, float]) ->
         if event.action == "enter":
             x, y = event.goal
             side = -0.15 if x < bowl[0] else 2 * bowl[0] + 0.15
-            pose = _Pose(side + (x - side) * done, y, 0.105)
+            pose = _Pose(side + (x - side) * done, y, 0.13)
         elif pose is None:
             continue
         elif event.action == "move":
@@ -429,8 +429,8 @@ def _pose(script: Script, thing: int, time: float, bowl: tuple[float, float]) ->
         elif event.action == "turn":
             pose.angle += event.goal[0] * math.radians(55) * length * done
         elif event.action in ("grow", "shrink"):
-            was = pose.radius / 0.105
-            pose.radius = 0.105 * (was + (event.goal[0] - was) * done)
+            was = pose.radius / 0.13
+            pose.radius = 0.13 * (was + (event.goal[0] - was) * done)
         elif event.action == "blink" and not over:
             pose.bright = 0.35 if int(time - event.start) % 2 == 0 else 1.0
         elif event.action == "leave":

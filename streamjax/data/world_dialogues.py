@@ -81,7 +81,7 @@ def _steps(script: Script, rng):
 
 
 def _ground(script: Script, rng):
-    target = _target(script, rng, present=0.85)
+    target = _target(script, rng, present=0.7)
     if target is None:
         return None
     name, matches = target
@@ -93,7 +93,7 @@ def _ground(script: Script, rng):
 
 
 def _alert_event(script: Script, rng):
-    target = _target(script, rng, present=0.7)
+    target = _target(script, rng, present=0.55)
     if target is None:
         return None
     name, matches = target
@@ -103,7 +103,7 @@ def _alert_event(script: Script, rng):
 
 def _alert_action(script: Script, rng):
     happened = [e.action for e in script.events]
-    action = _pick(rng, happened, script.config.actions, present=0.75)
+    action = _pick(rng, happened, script.config.actions, present=0.6)
     answers = [
         span(e, _capital(sentence(script, e)) + ".") for e in script.events if e.action == action
     ]
@@ -112,7 +112,7 @@ def _alert_action(script: Script, rng):
 
 def _what_does(script: Script, rng):
     actors = sorted({e.thing for e in script.events})
-    thing = int(_pick(rng, actors, tuple(range(len(script.things))), present=0.85))
+    thing = int(_pick(rng, actors, tuple(range(len(script.things))), present=0.7))
     answers = [span(e, f"It {VERBS[e.action]}.") for e in script.events if e.thing == thing]
     return "Time-sensitive QA", f"What does the {script.things[thing].name} do?", answers
 
@@ -126,7 +126,7 @@ def _light_now(script: Script, rng):
 
 def _light_turns(script: Script, rng):
     shown = [change.colour for change in script.lights[1:]]
-    colour = _pick(rng, shown, tuple(LIGHTS), present=0.8)
+    colour = _pick(rng, shown, tuple(LIGHTS), present=0.65)
     answers = [
         instant(int(np.ceil(change.time)), f"The light turns {colour}.")
         for change in script.lights[1:]
