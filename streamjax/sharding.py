@@ -80,7 +80,9 @@ def shardings_of(abstract: Any, mesh: Mesh) -> Any:
         if not isinstance(leaf, nnx.Variable):
             return NamedSharding(mesh, PartitionSpec())
         names = leaf.get_metadata().get("out_sharding")
-        shape = leaf.get_value().shape
+        shape = getattr(leaf.get_value(), "shape", None)
+        if shape is None:  # optax's placeholder for a parameter that another group holds
+            return leaf
         spec = spec_of(shape, tuple(names), mesh) if names else PartitionSpec()
         return leaf.replace(NamedSharding(mesh, spec))
 

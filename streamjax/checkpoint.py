@@ -1,0 +1,182 @@
+"""Checkpoints of a run: written whole or not at all, restored by name onto any mesh.
+
+`run/checkpoints/<step>/` holds the model, the optimiser and the data iterator's place, each an
+Orbax checkpointable; a dead writer leaves only a `*.orbax-checkpoint-tmp` folder, which nobody
+reads. The model is a flat table of "path.to.parameter" -> array, trained and frozen parts alike:
+whoever loads it need not know how the run had split it.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh, SingleDeviceSharding
+from orbax.checkpoint import v1 as ocp
+
+from streamjax.errors import InputError
+from streamjax.sharding import shardings_of
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Checkpointer = ocp.training.Checkpointer
+
+
+def open_run(run: str | Path, *, keep: int | None = None) -> Checkpointer:
+    """The checkpoints of a run, to be closed after use; the newest `keep` survive (None: all)."""
+    policies = ocp.training.preservation_policies
+    policy: Any = policies.PreserveAll() if keep is None else policies.LatestN(keep)
+    return Checkpointer(
+        str(Path(run).absolute() / "checkpoints"),
+        preservation_policy=policy,
+        cleanup_tmp_directories=keep is not None,
+    )
+
+
+def save(
+    checkpoints: Checkpointer, step: int, *, model: nnx.State, optimizer: Any, data: Any
+) -> None:
+    """Writes one step. `data` is a Grain iterator or anything with its `save` and `load`."""
+    checkpoints.save_checkpointables(
+        step,
+        {"model": _flat_model(model), "optimizer": _flat(optimizer), "data": data},
+        force=True,
+    )
+
+
+def restore(
+    checkpoints: Checkpointer, *, model: nnx.State, optimizer: Any, data: Any
+) -> tuple[int, nnx.State, Any] | None:
+    """The newest good step: (step, model, optimiser), `data` wound to its place; None if none.
+
+    `model` and `optimizer` are abstract; their leaves carry shardings. A step that cannot be read
+    is put aside as `broken-<step>` with a loud line, and the one before it is taken.
+
+    Raises InputError when names or shapes of the checkpoint and of the model differ.
+    """
+
+    def load(step: int) -> tuple[int, nnx.State, Any]:
+        wanted = {"model": _flat_model(model), "optimizer": _flat(optimizer)}
+        stored = checkpoints.checkpointables_metadata(step).metadata
+        for part, tree in wanted.items():
+            _check(tree, stored[part], f"{checkpoints.directory}/{step}: {part}")
+        found = checkpoints.load_checkpointables(step, {**wanted, "data": data})
+        leaves = [found["optimizer"][name] for name in wanted["optimizer"]]
+        return (
+            step,
+            _unflat_model(model, found["model"]),
+            jax.tree.unflatten(jax.tree.structure(optimizer), leaves),
+        )
+
+    return _newest_good(checkpoints, load, aside=True)
+
+
+def latest_step(run: str | Path) -> int | None:
+    """The newest finished step of a run, None when there is none."""
+    if not (Path(run) / "checkpoints").is_dir():
+        return None
+    with open_run(run) as checkpoints:
+        return None if checkpoints.latest is None else checkpoints.latest.step
+
+
+def latest_params(run: str | Path, abstract: nnx.State, *, mesh: Mesh | None = None) -> nnx.State:
+    """The model's parameters at the newest good step, in the shape of `abstract`.
+
+    `abstract` is the nnx.State of a model of jax.ShapeDtypeStruct; arrays come in its dtypes,
+    placed on `mesh` by the rules of streamjax.sharding, or on the default device.
+
+    Raises FileNotFoundError when the run has no finished checkpoint that can be read; InputError
+    when names or shapes differ (one line: missing, extra, mis-shaped).
+    """
+    if latest_step(run) is None:
+        raise FileNotFoundError(
+            f"{run}: no finished checkpoint under checkpoints/, wanted at least one: train it first"
+        )
+    if mesh is None:
+        single = SingleDeviceSharding(jax.devices()[0])
+        shardings = jax.tree.map(lambda _: single, abstract)
+    else:
+        shardings = shardings_of(abstract, mesh)
+    wanted = _flat_model(placed(abstract, shardings))
+    with open_run(run) as checkpoints:
+
+        def load(step: int) -> nnx.State:
+            stored = checkpoints.checkpointables_metadata(step).metadata["model"]
+            _check(wanted, stored, f"{run}/checkpoints/{step}: model")
+            found = checkpoints.load_checkpointables(step, {"model": wanted})
+            return _unflat_model(abstract, found["model"])
+
+        state = _newest_good(checkpoints, load, aside=False)
+    if state is None:
+        raise FileNotFoundError(f"{run}: no checkpoint can be read, wanted one: see the log")
+    return state
+
+
+def placed(abstract: Any, shardings: Any) -> Any:
+    """A tree of shapes with the sharding of each leaf added."""
+    return jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings
+    )
+
+
+def difference(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:
+    """What keeps the arrays `found` from filling `wanted`, in one line; None when nothing does."""
+    shapes = {name: tuple(wanted[name].shape) for name in wanted}
+    both = [name for name in wanted if name in found]
+    parts = {
+        "missing": [n for n in wanted if n not in found],
+        "extra": [n for n in found if n not in wanted],
+        "mis-shaped": [
+            f"{n} (found {tuple(found[n].shape)}, wanted {shapes[n]})"
+            for n in both
+            if tuple(found[n].shape) != shapes[n]
+        ],
+    }
+    told = [f"{len(names)} {kind}: {_some(names)}" for kind, names in parts.items() if names]
+    return "; ".join(told) or None
+
+
+def _newest_good(checkpoints: Checkpointer, load: Callable[[int], T], *, aside: bool) -> T | None:
+    for one in reversed(checkpoints.checkpoints):
+        try:
+            return load(one.step)
+        except InputError:
+            raise
+        except Exception as error:  # a truncated file may surface as almost anything
+            path = Path(str(checkpoints.directory)) / str(one.step)
+            said = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            log.warning("SKIPPED checkpoint %s, which cannot be read (%s)", path, said)
+            if aside and jax.process_index() == 0:
+                path.rename(path.with_name(f"broken-{one.step}"))
+    if aside:
+        checkpoints.reload()
+    return None
+
+
+def _check(wanted: Mapping[str, Any], stored: Mapping[str, Any], where: str) -> None:
+    told = difference(wanted, stored)
+    if told:
+        raise InputError(f"{where} does not fit: {told}: use the recipe that the run began with")
+
+
+def _flat_model(state: nnx.State) -> dict[str, Any]:
+    return {".".join(map(str, path)): v.get_value() for path, v in nnx.to_flat_state(state)}
+
+
+def _unflat_model(like: nnx.State, arrays: Mapping[str, Any]) -> nnx.State:
+    flat = nnx.to_flat_state(like)
+    return nnx.from_flat_state([(p, v.replace(arrays[".".join(map(str, p))])) for p, v in flat])
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def _some(names: Iterable[str], limit: int = 5) -> str:
+    names = list(names)
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest

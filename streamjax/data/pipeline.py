@@ -1,0 +1,234 @@
+"""From a list of records to batches: shuffled, decoded in workers, resumable, bad samples skipped.
+
+The order of the samples depends on the seed alone. Workers and threads only prepare samples ahead;
+batches are put together in the main process, so that any number of them gives the same bytes.
+"""
+
+import dataclasses
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+from absl import flags
+
+from streamjax.errors import InputError
+
+log = logging.getLogger(__name__)
+
+Transform = Callable[[Any, np.random.Generator], Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is trained on: a source of records and the function that makes a sample of one.
+
+    `source()` gives a sequence (`len` and `[i]`); it is called once a process. `transform(record,
+    rng)` gives a dict of arrays of the same shapes for every record; `rng` is seeded by the seed,
+    the epoch and the place in it. A record that either cannot deliver (an exception) is skipped,
+    counted and logged; past `max_bad`, a share of the samples seen, the run stops. `workers` are
+    processes, `threads` belong to each of them (or to the main process when there are none);
+    `ahead` samples are prepared by each. None of these three changes what is trained on.
+    """
+
+    source: Callable[[], Sequence[Any]]
+    transform: Transform
+    shuffle: bool = True
+    workers: int = 0
+    threads: int = 0
+    ahead: int = 16
+    max_bad: float = 0.01
+
+
+class Bad(NamedTuple):
+    """Travels from a worker in the place of a sample that could not be made."""
+
+    where: str
+    error: str
+
+
+@dataclasses.dataclass
+class _Load:
+    """Index -> sample or Bad; opens the source on first use, in the process that uses it."""
+
+    open: Callable[[], Sequence[Any]]
+    transform: Transform
+    source: Any = None
+
+    def __call__(self, index: int, rng: np.random.Generator) -> Any:
+        where = f"sample {index}"
+        try:
+            if self.source is None:
+                self.source = self.open()
+            record = self.source[index]
+            where = _path_of(record) or where
+            return dict(self.transform(record, rng))
+        except Exception as error:
+            return Bad(where, f"{type(error).__name__}: {error}".splitlines()[0])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "source": None}  # open files do not travel to workers
+
+
+def batches(
+    config: DataConfig, *, batch_size: int, seed: int, shard: tuple[int, int] = (0, 1)
+) -> "Batches":
+    """The endless, resumable iterator of batches: dicts of arrays [batch_size ...].
+
+    `shard` = (i, n) gives every n-th sample from the i-th on: one shard per JAX process, and
+    `batch_size` counts the rows of one shard. Every epoch is shuffled anew.
+
+    Raises InputError when the source is empty.
+    """
+    size = len(config.source())
+    if not size:
+        raise InputError("the data source is empty, wanted at least one record: check its path")
+    load = _Load(config.source, config.transform)
+    dataset = grain.MapDataset.range(size).seed(seed)
+    if config.shuffle:
+        dataset = dataset.shuffle()
+    dataset = dataset.random_map(load).repeat()
+
+    def samples(start: int) -> grain.DatasetIterator:
+        stream = dataset.slice(slice(shard[0] + start * shard[1], None, shard[1])).to_iter_dataset(
+            grain.ReadOptions(
+                num_threads=config.threads,
+                prefetch_buffer_size=max(config.ahead, config.threads) if config.threads else 0,
+            )
+        )
+        if config.workers:
+            if not flags.FLAGS.is_parsed():  # grain's workers read absl's flags; nobody sets any
+                flags.FLAGS.mark_as_parsed()
+            stream = stream.mp_prefetch(
+                grain.MultiprocessingOptions(
+                    num_workers=config.workers, per_worker_buffer_size=config.ahead
+                ),
+                worker_init_fn=_mind_the_parent,
+            )
+        return iter(stream)
+
+    return Batches(samples, batch_size, config.max_bad)
+
+
+class Batches(grain.DatasetIterator):
+    """Stacks good samples into batches; Orbax saves and restores its place in the data.
+
+    The place is a number of samples, so that a run may go on with other workers or threads.
+    `seen` and `skipped` count samples since the first step of the run, restarts included.
+    """
+
+    def __init__(
+        self, samples: Callable[[int], grain.DatasetIterator], batch_size: int, max_bad: float
+    ):
+        super().__init__()
+        self.samples = samples
+        self.batch_size = batch_size
+        self.max_bad = max_bad
+        self.seen = 0
+        self.skipped = 0
+        self.stream: grain.DatasetIterator | None = None
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        """Raises InputError when too many samples are bad or two differ in keys or shapes."""
+        if self.stream is None:
+            self.stream = self.samples(self.seen)
+        rows: list[dict[str, Any]] = []
+        while len(rows) < self.batch_size:
+            sample = next(self.stream)
+            self.seen += 1
+            if isinstance(sample, Bad):
+                self._skip(sample)
+            else:
+                rows.append(sample)
+        return stack_rows(rows)
+
+    def get_state(self) -> dict[str, Any]:
+        return {"seen": self.seen, "skipped": self.skipped}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._stop()
+        self.seen, self.skipped = state["seen"], state["skipped"]
+
+    def close(self) -> None:
+        """Ends the workers and threads; the iterator gives nothing afterwards."""
+        self._stop()
+        super().close()
+
+    def _stop(self) -> None:
+        stream, self.stream = self.__dict__.get("stream"), None
+        if stream is not None:
+            stream.close()
+
+    def _skip(self, bad: Bad) -> None:
+        self.skipped += 1
+        log.warning("skipped %s: %s", bad.where, bad.error)
+        # A rate over fewer than a hundred samples says nothing: the first may well be the bad one.
+        if self.skipped > self.max_bad * max(self.seen, 100):
+            raise InputError(
+                f"{self.skipped} of {self.seen} samples are bad, wanted at most {self.max_bad:.2%} "
+                f"(last: {bad.where}: {bad.error}): mend the data or raise data.max_bad"
+            )
+
+
+def stack_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """Samples -> one batch. Raises InputError when two differ in keys or shapes."""
+    first = {key: np.shape(value) for key, value in rows[0].items()}
+    for row in rows:
+        found = {key: np.shape(value) for key, value in row.items()}
+        if found != first:
+            key = next(k for k in sorted({*first, *found}) if first.get(k) != found.get(k))
+            raise InputError(
+                f"two samples of one batch differ in {key!r}: {first.get(key, 'absent')} and "
+                f"{found.get(key, 'absent')}: pad to one shape in the transform"
+            )
+    return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+
+
+class ArrayRecords:
+    """The records of ArrayRecord files as a sequence of `parse(bytes)`.
+
+    Raises FileNotFoundError when a file is missing.
+    """
+
+    def __init__(self, files: Sequence[str | Path], parse: Callable[[bytes], Any]):
+        for file in files:
+            if not Path(file).is_file():
+                raise FileNotFoundError(f"{file}: no such ArrayRecord file")
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        self.records = ArrayRecordDataSource([str(file) for file in files])
+        self.parse = parse
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.parse(self.records[index])
+
+
+def _path_of(record: Any) -> str | None:
+    """The file that a raw record speaks of (specs/streamo.md section 1.1), for the log."""
+    if isinstance(record, Mapping):
+        for key in ("video_path", "video", "path"):
+            if record.get(key):
+                return str(record[key])
+    return None
+
+
+def _mind_the_parent(*_: Any) -> None:
+    """Runs in every worker: Ctrl-C is the parent's business, its death is the worker's end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+
+        def follow() -> None:
+            parent.join()
+            os._exit(0)
+
+        threading.Thread(target=follow, daemon=True).start()

@@ -1,0 +1,323 @@
+"""The loop of a run: data in, steps, metrics and checkpoints out; killed anywhere, it goes on."""
+
+import dataclasses
+import json
+import logging
+import math
+import os
+import platform
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+import streamjax
+from streamjax import checkpoint
+from streamjax.data.pipeline import Batches, batches
+from streamjax.errors import InputError
+from streamjax.sharding import make_mesh
+from streamjax.train import progress as displays
+from streamjax.train.config import TrainConfig
+from streamjax.train.recipes import changes, describe
+from streamjax.train.state import Setup, TrainState, set_up
+from streamjax.train.step import make_step, put
+
+log = logging.getLogger(__name__)
+
+# What may change between a run and its resumption without changing a single number.
+NEUTRAL = ("checkpoint", "log_every", "data.workers", "data.threads", "data.ahead")
+
+
+class NotFiniteError(RuntimeError):
+    """The loss or the gradient is no longer a number; the run's last checkpoint is good."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """A finished run: its model on the run's mesh, the steps done, the last row of metrics."""
+
+    model: nnx.Module
+    step: int
+    metrics: Mapping[str, Any]
+    run_dir: Path
+
+
+def train(
+    config: TrainConfig,
+    run_dir: str | Path,
+    *,
+    resume: bool = True,
+    progress: displays.Display = displays.auto,
+    compilation_cache: str | Path | None = None,
+) -> TrainResult:
+    """Trains to the last step, from the newest good checkpoint in `run_dir` if there is one.
+
+    Writes recipe.json, metrics.jsonl (one row a step: step, loss, grad_norm, lr, the objective's
+    metrics, skipped samples so far, seconds, seconds waited for data) and checkpoints/. A run that
+    was interrupted or killed and is called again gives the numbers of one that was not, bit for
+    bit. Ctrl-C finishes the step, saves and raises KeyboardInterrupt (a second one does not wait);
+    SIGTERM the same with SystemExit(143). `compilation_cache` is a folder that keeps compiled
+    programs between processes.
+
+    Raises InputError when the run there was begun with another recipe, exists although `resume` is
+    False, or its checkpoint does not fit, and as the data and the model do; NotFiniteError when the
+    loss or the gradient norm stops being finite: that step is neither logged nor saved.
+    """
+    run_dir = Path(run_dir)
+    if compilation_cache is not None:
+        jax.config.update("jax_compilation_cache_dir", str(compilation_cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    _write_recipe(config, run_dir, resume)
+    mesh = make_mesh(**dataclasses.asdict(config.mesh))
+    setup = set_up(config, mesh)
+    shard = (jax.process_index(), jax.process_count())
+    if config.batch_size % shard[1]:
+        raise InputError(
+            f"batch_size={config.batch_size} does not divide over {shard[1]} processes"
+        )
+    rows = config.batch_size // shard[1]
+    data = batches(config.data, batch_size=rows, seed=config.seed, shard=shard)
+    keep = config.checkpoint.keep
+    try:
+        with jax.set_mesh(mesh), checkpoint.open_run(run_dir, keep=keep) as checkpoints:
+            start, state = _begin(setup, checkpoints, data)
+            rows_file = MetricsFile(run_dir / "metrics.jsonl", start)
+            run = _Run(config, setup, mesh, data, checkpoints, rows_file)
+            with rows_file, _stop_signals() as stopped:
+                state = run.steps(start, state, progress, stopped)
+            model = nnx.merge(setup.graphdef, state.params, state.frozen)
+    finally:
+        data.close()
+    return TrainResult(model, int(state.step), rows_file.last, run_dir)
+
+
+class MetricsFile:
+    """metrics.jsonl: one row a step, whatever happened in between; rows past `step` are cut off."""
+
+    def __init__(self, path: Path, step: int):
+        self.last: dict[str, Any] = {}
+        self.path = path
+        good = 0
+        if path.exists():
+            for line in path.read_bytes().splitlines(keepends=True):
+                row = _row(line)
+                if row is None or row["step"] > step:
+                    break
+                good += len(line)
+                self.last = row
+        with path.open("ab") as file:
+            file.truncate(good)
+
+    def __enter__(self) -> "MetricsFile":
+        self.file = self.path.open("a")
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.file.close()
+
+    def write(self, row: dict[str, Any]) -> None:
+        self.last = row
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+
+    def sync(self) -> None:
+        """Rows reach the disk before the checkpoint that counts on them."""
+        os.fsync(self.file.fileno())
+
+
+@dataclasses.dataclass
+class _Run:
+    """The loop's tools, and the little it remembers for the display."""
+
+    config: TrainConfig
+    setup: Setup
+    mesh: jax.sharding.Mesh
+    data: Batches
+    checkpoints: checkpoint.Checkpointer
+    rows: MetricsFile
+
+    def steps(
+        self,
+        start: int,
+        state: TrainState,
+        progress: displays.Display,
+        stopped: Callable[[], int | None],
+    ) -> TrainState:
+        config = self.config
+        if start >= config.steps:
+            return state
+        step_fn = make_step(config, self.setup, self.mesh)
+        window: deque[dict[str, Any]] = deque(maxlen=max(50, config.log_every))
+        saved = start
+        # One step stays in flight: its numbers are read while the next one already runs.
+        flying: tuple[int, dict[str, jax.Array], dict[str, float]] | None = None
+        with progress(config.name, config.steps, start) as show:
+
+            def land() -> None:
+                if flying is not None:
+                    window.append(self._log(*flying))
+                    if flying[0] % config.log_every == 0 or flying[0] == config.steps:
+                        show(_report(window, config))
+
+            clock = time.perf_counter()
+            for number in range(start + 1, config.steps + 1):
+                begun = time.perf_counter()
+                batch = next(self.data)
+                waited = time.perf_counter() - begun
+                state, metrics = step_fn(state, put(config, batch, self.mesh))
+                land()
+                now = time.perf_counter()
+                times = {"seconds": round(now - clock, 6), "data_seconds": round(waited, 6)}
+                clock = now
+                compiled = {"compiled": True} if number == start + 1 else {}
+                flying = (number, metrics, {"skipped": self.data.skipped, **times, **compiled})
+                last = number == config.steps or stopped() is not None
+                if last or number % config.checkpoint.every == 0:
+                    land()
+                    flying = None
+                    self._save(number, state)
+                    saved = number
+                if stopped() is not None and number < config.steps:
+                    break
+        _leave(stopped(), saved, config.steps)
+        return state
+
+    def _log(
+        self, step: int, metrics: dict[str, jax.Array], extra: dict[str, float]
+    ) -> dict[str, Any]:
+        row = {"step": step, **{k: np.asarray(v).tolist() for k, v in metrics.items()}, **extra}
+        for key in ("loss", "grad_norm"):
+            if not math.isfinite(row[key]):
+                good = self.checkpoints.latest
+                kept = f"step {good.step} is kept" if good else "no checkpoint was written yet"
+                raise NotFiniteError(
+                    f"step {step}: {key} is {row[key]}, wanted a finite number; {kept}: lower "
+                    f"optim.lr or optim.clip, or look at the data of this step"
+                )
+        if jax.process_index() == 0:
+            self.rows.write(row)
+        return row
+
+    def _save(self, step: int, state: TrainState) -> None:
+        self.rows.sync()
+        model = nnx.merge_state(state.params, state.frozen)
+        checkpoint.save(
+            self.checkpoints, step, model=model, optimizer=state.opt_state, data=self.data
+        )
+
+
+def _begin(
+    setup: Setup, checkpoints: checkpoint.Checkpointer, data: Batches
+) -> tuple[int, TrainState]:
+    """The newest good checkpoint, or a fresh state at step 0."""
+    abstract = checkpoint.placed(setup.abstract, setup.shardings)
+    restored = checkpoint.restore(
+        checkpoints,
+        model=nnx.merge_state(abstract.params, abstract.frozen),
+        optimizer=abstract.opt_state,
+        data=data,
+    )
+    if restored is None:
+        return 0, setup.make()
+    step, model, opt_state = restored
+    trained = {path for path, _ in nnx.to_flat_state(abstract.params)}
+    params, frozen = nnx.split_state(model, lambda path, _: path in trained, ...)
+    number = jax.device_put(np.int32(step), setup.shardings.step)
+    return step, TrainState(number, params, frozen, opt_state)
+
+
+def _write_recipe(config: TrainConfig, run_dir: Path, resume: bool) -> None:
+    """Writes recipe.json, or holds the recipe against the one that the run began with."""
+    path = run_dir / "recipe.json"
+    recipe = describe(config)
+    if path.exists():
+        before = json.loads(path.read_text())["recipe"]
+        if not resume:
+            raise InputError(f"{run_dir} holds a run already: resume it or choose another folder")
+        told = [c for c in changes(before, recipe) if not c.startswith(NEUTRAL)]
+        if told:
+            raise InputError(
+                f"{run_dir} was begun with another recipe: {'; '.join(told)}: choose another folder"
+            )
+        return
+    if jax.process_index() == 0:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        versions = {"streamjax": streamjax.__version__, "python": platform.python_version()}
+        versions |= {"jax": jax.__version__, "devices": str(jax.devices())}
+        temporary = path.with_name(".recipe.json.tmp")
+        temporary.write_text(json.dumps({"recipe": recipe, "made_with": versions}, indent=2) + "\n")
+        temporary.replace(path)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Callable[[], int | None]]:
+    """Yields a function that tells which signal asked to stop, if any; only the main thread can."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+
+    def catch(number: int, _: Any) -> None:
+        caught.append(number)
+        signal.signal(number, before[number])  # the second one does not wait
+
+    before: dict[int, Any] = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, catch)
+    try:
+        yield lambda: caught[0] if caught else None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _leave(number: int | None, step: int, steps: int) -> None:
+    """Raises what the signal means, now that everything is saved."""
+    if number is None or step == steps:
+        return
+    log.warning("stopped at step %d of %d and saved it: the same command goes on", step, steps)
+    if number == signal.SIGTERM:
+        raise SystemExit(128 + number)
+    raise KeyboardInterrupt
+
+
+def _report(window: deque[dict[str, Any]], config: TrainConfig) -> displays.Report:
+    """The look at the loop that its last rows give."""
+    step = window[-1]["step"]
+    steady = [row for row in window if not row.get("compiled")] or list(window)
+    seconds = sum(row["seconds"] for row in steady) or 1e-9
+    each = seconds / len(steady)
+    return displays.Report(
+        step=step,
+        loss=float(np.mean([row["loss"] for row in window])),
+        f1=macro_f1(window),
+        examples_per_second=config.batch_size / each,
+        waiting=min(1.0, sum(row["data_seconds"] for row in steady) / seconds),
+        seconds_left=(config.steps - step) * each,
+    )
+
+
+def macro_f1(rows: Any) -> float | None:
+    """The mean F1 of the classes that occur, from rows with sums tp, fp, fn [c]; None without."""
+    if not rows or any(key not in rows[-1] for key in ("tp", "fp", "fn")):
+        return None
+    tp, fp, fn = (np.sum([np.atleast_1d(r[k]) for r in rows], axis=0) for k in ("tp", "fp", "fn"))
+    seen = tp + fn > 0
+    f1 = 2 * tp / np.maximum(2 * tp + fp + fn, 1)
+    return float(f1[seen].mean()) if seen.any() else None
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None

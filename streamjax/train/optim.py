@@ -1,0 +1,88 @@
+"""The optimiser of a run: rate over time, clipping, AdamW or Muon, decay by groups."""
+
+import math
+from typing import Any
+
+import jax
+import optax
+from flax import nnx
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
+
+from streamjax.train.config import OptimConfig
+
+
+def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
+    """The learning rate at each step: linear warm-up, then cosine, linear or constant."""
+    warm = round(config.warmup * steps)
+    rest = max(steps - warm, 1)
+    if config.schedule == "cosine":
+        main = optax.cosine_decay_schedule(config.lr, rest, alpha=config.final)
+    elif config.schedule == "linear":
+        main = optax.linear_schedule(config.lr, config.lr * config.final, rest)
+    else:
+        main = optax.constant_schedule(config.lr)
+    if not warm:
+        return main
+    # The first step already moves: it takes lr / warm, not nothing.
+    climb = optax.linear_schedule(config.lr / warm, config.lr, max(warm - 1, 1))
+    return optax.join_schedules([climb, main], [warm])
+
+
+def make_optimizer(
+    config: OptimConfig, steps: int, params: nnx.State
+) -> optax.GradientTransformation:
+    """The transformation from gradients to updates for parameters of these (abstract) shapes.
+
+    Clip, then AdamW's moments or Muon's orthogonal matrices, then decoupled weight decay, then the
+    rate.
+    """
+    flat = nnx.to_flat_state(params)
+    dims = {path: _dims(variable) for path, variable in flat}
+
+    def grouped(value_of: Any) -> nnx.State:
+        """A tree like params, with `value_of(path, variable)` in the place of every array."""
+        return nnx.from_flat_state([(p, v.replace(value_of(p, v))) for p, v in flat])
+
+    adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
+    if config.kind == "muon":
+        muon = {path: _is_muon(path, variable) for path, variable in flat}
+        parts: dict[Any, Any] = {"muon": _muon(), "adam": adam}
+        scale = optax.partition(parts, grouped(lambda p, _: "muon" if muon[p] else "adam"))
+    else:
+        scale = adam
+    decayed = grouped(lambda p, _: not config.no_decay("/".join(map(str, p)), dims[p]))
+    return optax.chain(
+        optax.identity() if config.clip is None else optax.clip_by_global_norm(config.clip),
+        scale,
+        optax.add_decayed_weights(config.weight_decay, mask=decayed),
+        optax.scale_by_learning_rate(make_schedule(config, steps)),
+    )
+
+
+def _dims(variable: nnx.Variable) -> int:
+    """The number of dimensions of one layer's parameter."""
+    return len(variable.get_value().shape) - ("layers" in _names(variable))
+
+
+def _is_muon(path: tuple, variable: nnx.Variable) -> bool:
+    """Kernels that map one width to another; not the embeddings, nor the map to the vocabulary."""
+    return path[-1] == "kernel" and _dims(variable) == 2 and "vocab" not in _names(variable)
+
+
+def _names(variable: nnx.Variable) -> tuple:
+    return tuple(variable.get_metadata().get("out_sharding") or ())
+
+
+def _muon() -> optax.GradientTransformation:
+    """Muon of the last two axes, each layer by itself, scaled to keep the size of the outputs."""
+
+    def axes_of(updates: Any) -> Any:
+        return jax.tree.map(lambda u: MuonDimensionNumbers(u.ndim - 2, u.ndim - 1), updates)
+
+    def scaled(update: jax.Array) -> jax.Array:
+        return update * math.sqrt(max(1.0, update.shape[-1] / update.shape[-2]))
+
+    return optax.chain(
+        scale_by_muon(weight_dimension_numbers=axes_of),
+        optax.stateless(lambda updates, _: jax.tree.map(scaled, updates)),
+    )

@@ -1,0 +1,169 @@
+"""Recipes: files that say `def config() -> TrainConfig`, found by name, changed by `key=value`."""
+
+import ast
+import dataclasses
+import difflib
+import functools
+import hashlib
+import importlib.resources
+import re
+import types
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+from streamjax.errors import InputError
+from streamjax.train.config import TrainConfig
+
+C = TypeVar("C")
+
+
+def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> TrainConfig:
+    """The TrainConfig of a recipe file, or of the shipped recipe of that name, with overrides.
+
+    Raises FileNotFoundError when there is no such file or name; InputError when the file does not
+    define `config()` or an override is wrong (`override` tells how).
+    """
+    path = find_recipe(name)
+    # Run, not imported: no package knows it, so workers get its functions by value.
+    module = types.ModuleType(f"recipe_{path.stem}")
+    module.__file__ = str(path)
+    exec(compile(path.read_text(), str(path), "exec"), module.__dict__)
+    config = module.config() if hasattr(module, "config") else None
+    if not isinstance(config, TrainConfig):
+        raise InputError(f"{path}: wanted `def config() -> TrainConfig`, found {config!r}")
+    return override(config, overrides)
+
+
+def find_recipe(name: str | Path) -> Path:
+    """A path as it is; a name in configs/ beside the package, or among the shipped recipes."""
+    path = Path(name)
+    if path.suffix == ".py":
+        if not path.is_file():
+            raise FileNotFoundError(f"{name}: no such recipe file")
+        return path
+    package = Path(str(importlib.resources.files("streamjax")))
+    folders = [Path("configs"), package / "_configs", package.parent / "configs"]
+    for folder in folders:
+        if (folder / f"{name}.py").is_file():
+            return folder / f"{name}.py"
+    known = sorted({file.stem for folder in folders for file in folder.glob("*.py")})
+    near = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known) or 'none'}"
+    raise FileNotFoundError(f"no recipe is called {name!r}: {hint}")
+
+
+def override(config: C, overrides: Iterable[str]) -> C:
+    """The config with `optim.lr=1e-5`-like changes, each checked against its field's type.
+
+    Raises InputError for a text without `=`, an unknown key (the nearest one is named), a key that
+    is a function, and a value of another type.
+    """
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"override {text!r} has no '=', wanted key=value")
+        config = _replaced(config, key.split("."), value, key)
+    return config
+
+
+def describe(value: Any) -> Any:
+    """Everything that decided a run as plain JSON: the same for the same recipe, anywhere.
+
+    Functions are told by module and name, partial ones with their arguments, arrays by a hash.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        named = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return named
+    if isinstance(value, Mapping):
+        return {str(key): describe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        items = sorted(value, key=repr) if isinstance(value, set | frozenset) else value
+        return [describe(item) for item in items]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, functools.partial):
+        named = {"call": describe(value.func)}
+        return {**named, "args": describe(value.args), "kwargs": describe(value.keywords)}
+    if isinstance(value, np.ndarray):
+        digest = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()[:16]
+        return f"array {value.dtype} {value.shape} sha256 {digest}"
+    if hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def changes(before: Any, after: Any, prefix: str = "") -> list[str]:
+    """The keys at which two descriptions differ, with both values: what a resume must explain."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = [*before, *(key for key in after if key not in before)]
+        return [
+            line
+            for key in keys
+            for line in changes(before.get(key), after.get(key), f"{prefix}.{key}".lstrip("."))
+        ]
+    return [] if before == after else [f"{prefix}={after!r} (was {before!r})"]
+
+
+def _replaced(config: Any, keys: list[str], value: str, full: str) -> Any:
+    names = [f.name for f in dataclasses.fields(config)]
+    if keys[0] not in names:
+        near = difflib.get_close_matches(keys[0], names, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
+        raise InputError(f"override {full!r}: unknown key {keys[0]!r}, {hint}")
+    old = getattr(config, keys[0])
+    nested = dataclasses.is_dataclass(old)
+    if len(keys) > 1:
+        if not nested:
+            raise InputError(f"override {full!r}: {keys[0]!r} has no parts")
+        new = _replaced(old, keys[1:], value, full)
+    elif nested:
+        parts = ", ".join(f"{full}.{f.name}" for f in dataclasses.fields(old))
+        raise InputError(f"override {full!r} names a group, wanted one of {parts}")
+    else:
+        new = _parsed(value, get_type_hints(type(config))[keys[0]], full)
+    return dataclasses.replace(config, **{keys[0]: new})
+
+
+def _parsed(text: str, kind: Any, key: str) -> Any:
+    """`text` as a value of the annotated type. Raises InputError otherwise."""
+    options = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    for option in options:
+        if option is type(None) and text.lower() == "none":
+            return None
+        if option is bool and text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        if option is str:
+            return text
+        if get_origin(option) is Literal and text in get_args(option):
+            return text
+        if option in (int, float):
+            try:
+                return option(text)
+            except ValueError:
+                continue
+        if get_origin(option) is tuple:
+            return _listed(text, get_args(option)[0], key)
+    if all(callable(o) and not isinstance(o, type) and get_origin(o) is not Literal
+           for o in options):  # fmt: skip
+        raise InputError(f"override {key}={text!r}: {key!r} is a function: change it in the recipe")
+    wanted = " or ".join(_told(option) for option in options)
+    raise InputError(f"override {key}={text!r}: wanted {wanted}")
+
+
+def _listed(text: str, item: Any, key: str) -> tuple:
+    """`a,b` or `("a", "b")`; empty is the empty tuple."""
+    try:
+        values = ast.literal_eval(text)
+        values = values if isinstance(values, tuple | list) else (values,)
+    except (ValueError, SyntaxError):
+        values = [part.strip() for part in text.split(",") if part.strip()]
+    return tuple(_parsed(str(value), item, key) for value in values)
+
+
+def _told(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(repr, get_args(kind)))
+    return "none" if kind is type(None) else getattr(kind, "__name__", str(kind))
