@@ -458,7 +458,7 @@ def _display_matrix(frame: av.VideoFrame) -> tuple[bool, bool, bool, int]:
     The matrix maps a stored pixel to x' = a x + c y, y' = b x + d y; only quarter turns and
     mirrors are kept.
     """
-    data = frame.side_data.get("DISPLAYMATRIX")
+    data: Any = frame.side_data.get("DISPLAYMATRIX")
     if data is None:
         return False, False, False, 0
     a, b, _, c, d = np.frombuffer(bytes(data), dtype=np.int32)[:5].tolist()
