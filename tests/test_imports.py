@@ -30,6 +30,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "evals": ("stream", "models", "data"),
     "demo": EVERYTHING,
     "cli": EVERYTHING,
+    "verbs": EVERYTHING,
 }  # fmt: skip
 
 # Room -> packages of others that it never imports. No room imports torch, nor the folders beside
@@ -38,7 +39,6 @@ OUTSIDE = ("torch", "torchvision", "configs", "launch", "convert", "benchmarks",
 NEVER: dict[str, tuple[str, ...]] = {
     "ops": ("flax", "optax", "orbax", "grain"),
     "models": ("optax", "orbax", "grain"),
-    "losses": ("flax", "optax", "orbax", "grain"),
     "stream": ("optax", "orbax", "grain"),
     "data": ("jax", "jaxlib", "flax", "optax", "orbax", "chex"),
 }

@@ -19,8 +19,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-import streamjax
-from streamjax import checkpoint
+from streamjax import __version__, checkpoint
 from streamjax.data.pipeline import Batches, batches
 from streamjax.errors import InputError
 from streamjax.sharding import make_mesh
@@ -250,7 +249,7 @@ def _write_recipe(config: TrainConfig, run_dir: Path, resume: bool) -> None:
         return
     if jax.process_index() == 0:
         run_dir.mkdir(parents=True, exist_ok=True)
-        versions = {"streamjax": streamjax.__version__, "python": platform.python_version()}
+        versions = {"streamjax": __version__, "python": platform.python_version()}
         versions |= {"jax": jax.__version__, "devices": str(jax.devices())}
         temporary = path.with_name(".recipe.json.tmp")
         temporary.write_text(json.dumps({"recipe": recipe, "made_with": versions}, indent=2) + "\n")

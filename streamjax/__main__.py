@@ -1,0 +1,3 @@
+from streamjax.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,109 @@
+"""`streamjax VERB`: finds the verb, runs it, and turns what went wrong into a line and a number.
+
+Only the verb that was asked for is imported, so that `streamjax --help` answers at once.
+
+Exit codes: 0 done, 1 the work failed, 2 bad arguments or input (one line on stderr), 130 stopped
+by Ctrl-C. Results go to stdout, progress to stderr.
+"""
+
+import contextlib
+import functools
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+
+VERBS = {
+    "demo": "make a world, train a streaming assistant on it, watch a video with it",
+    "train": "run a recipe, or go on with it where it stopped",
+    "stream": "watch a video, camera or url with a model, a line a second",
+    "encode": "write a StreamFormer's features of a video",
+    "export": "write a training run as a Hugging Face folder",
+    "bench": "time a stream beside the floor of this machine",
+    "world": "write the embedded world: videos and their annotations",
+    "doctor": "say what this machine has: versions, devices, number types, codecs",
+}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code."""
+    args = list(sys.argv[1:] if args is None else args)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if args[0] == "--version":
+        from streamjax import __version__
+
+        print(__version__)
+        return 0
+    name, *rest = args
+    if name not in VERBS:
+        import difflib
+
+        near = difflib.get_close_matches(name, VERBS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"wanted one of {', '.join(VERBS)}"
+        return _say(f"unknown verb {name!r}: {hint}")
+
+    from streamjax.errors import InputError
+
+    try:
+        _parse(name, rest)()
+        sys.stdout.flush()
+    except SystemExit as exit:  # the help was asked for (0), or the arguments were wrong (2)
+        return int(exit.code or 0)
+    except KeyboardInterrupt:
+        _say("stopped")
+        return 130
+    except BrokenPipeError:  # the reader of our stdout has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (InputError, OSError) as error:
+        return _say(str(error))
+    return 0
+
+
+def _parse(name: str, args: list[str]) -> Callable[[], None]:
+    """The verb with its arguments. SystemExit: 0 after the help, 2 after a line on what is wrong.
+
+    tyro reads the verb's signature and docstring; it is run by `main`, outside of the parsing.
+    """
+    import tyro
+
+    from streamjax import verbs
+
+    verb = getattr(verbs, name)
+
+    @functools.wraps(verb)
+    def later(*args, **options):
+        return functools.partial(verb, *args, **options)
+
+    config = (tyro.conf.PositionalMetavarFromFieldName, tyro.conf.FlagCreatePairsOff)
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            return tyro.cli(later, prog=f"streamjax {name}", args=args, config=config)
+    except SystemExit as exit:
+        if exit.code:
+            # tyro draws a box around several lines; a caller's log wants one.
+            words = re.sub(r"[\u2500-\u257f]|\x1b\[[0-9;]*m", " ", told.getvalue())
+            wrong = words.partition("For full helptext")[0].replace(" (required)", "")
+            _say(f"{name}: {wrong}; see streamjax {name} --help")
+        raise
+
+
+def _help() -> str:
+    wide = max(map(len, VERBS))
+    lines = "\n".join(f"  {name:<{wide}}  {what}" for name, what in VERBS.items())
+    return (
+        "usage: streamjax VERB ...\n\n"
+        "Video models that watch: trained in JAX, streamed one frame at a time.\n\n"
+        f"{lines}\n\n"
+        "streamjax VERB --help tells a verb's options and shows an example.\n"
+        "Exit codes: 0 done, 1 the work failed, 2 bad arguments or input."
+    )
+
+
+def _say(line: str) -> int:
+    print("streamjax:", " ".join(line.split()), file=sys.stderr)
+    return 2

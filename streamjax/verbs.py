@@ -1,0 +1,258 @@
+"""The verbs of the command line, one function each: what it is given, what it prints."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import tyro
+
+from streamjax.errors import InputError
+
+Place = tyro.conf.Positional
+Many = tyro.conf.UseAppendAction
+
+
+def train(recipe: Place[str], overrides: Place[tuple[str, ...]] = (), /, run: Path | None = None):
+    """Trains by a recipe, or goes on where the run stopped, and prints the last row of metrics.
+
+    Example: streamjax train demo_assistant optim.lr=1e-3 steps=500
+
+    Args:
+        recipe: A recipe's file, or the name of one in configs/.
+        overrides: Changes to the recipe, as dotted.key=value.
+        run: The run's folder; without it runs/ and the recipe's name.
+    """
+    from streamjax.train.loop import train
+    from streamjax.train.recipes import load_recipe
+
+    config = load_recipe(recipe, overrides)
+    done = train(config, run or Path("runs") / config.name)
+    print(json.dumps(dict(done.metrics)))
+    print(f"run in {done.run_dir}", file=sys.stderr)
+
+
+def stream(
+    model: Place[str],
+    video: Place[str],
+    /,
+    ask: Many[tuple[str, ...]] = (),
+    at: Many[tuple[float, ...]] = (),
+    fps: float = 1.0,
+    seconds: float | None = None,
+    window: int | None = None,
+    out: Path | None = None,
+):
+    """Watches a video with an assistant and prints a line a turn: time, state, the probabilities
+    of silence, standby and response, latency, text. Then writes subtitles (.vtt), a trace (.jsonl)
+    and a page to look at (.report.html). Ctrl-C ends the watching and still writes them.
+
+    Example: streamjax stream runs/demo/hf clip.mp4 --ask "Tell me when the light turns green."
+
+    Args:
+        model: A Hugging Face folder, a training run, or a hub id.
+        video: A file, a camera's index, or an http(s), rtsp or hls url.
+        ask: A question; may be given several times.
+        at: When the first, second, ... question is put, in seconds; 0 where it is not given.
+        fps: Frames looked at per second of video.
+        seconds: Stop after so much of the video.
+        window: Turns that the language model remembers; without it the model's own default.
+        out: The folder to write to; without it beside the video.
+    """
+    import streamjax as sj
+    from streamjax.stream.watch import HEADER, turn_line, watch, write_files
+
+    if len(at) > len(ask):
+        raise InputError(f"found {len(at)} --at for {len(ask)} --ask: wanted at most one each")
+    limit = None if seconds is None else max(round(seconds * fps), 1)
+    frames = sj.video(video, fps=fps, max_frames=limit)
+    watcher = sj.Stream(_load(model, "decoder", "an assistant"), window=window)
+    questions = [(at[i] if i < len(at) else 0.0, words) for i, words in enumerate(ask)]
+
+    def show(turn):
+        if turn.index == 0:
+            print(HEADER, file=sys.stderr)
+        print(turn_line(turn), flush=True)
+
+    seen = watch(watcher, frames, questions, show=show)
+    facts = [Path(model).name, f"{fps:g} frames a second"]
+    for path in write_files(seen, _stem(video, out), title=_title(video), about=facts):
+        print(f"wrote {path}", file=sys.stderr)
+    if seen.stopped:
+        raise KeyboardInterrupt
+
+
+def encode(
+    model: Place[str],
+    video: Place[str],
+    /,
+    fps: float = 1.0,
+    seconds: float | None = None,
+    tower_window: int | None = None,
+    out: Path | None = None,
+):
+    """Streams a video through a StreamFormer and writes its features: `pooled` [frames, width],
+    `tokens` [frames, patches, width] (float32) and `times` in seconds, as one .npz file.
+
+    Example: streamjax encode path/to/streamformer clip.mp4 --out features.npz
+
+    Args:
+        model: A StreamFormer's folder or run; of an assistant its tower is taken.
+        video: A file, a camera's index, or an http(s), rtsp or hls url.
+        fps: Frames looked at per second of video.
+        seconds: Stop after so much of the video.
+        tower_window: Frames that the temporal attention sees; without it the model's own default.
+        out: The file to write; without it beside the video.
+    """
+    import numpy as np
+
+    import streamjax as sj
+
+    limit = None if seconds is None else max(round(seconds * fps), 1)
+    frames = sj.video(video, fps=fps, max_frames=limit)
+    loaded = sj.load(model)
+    watcher = sj.Stream(getattr(loaded, "tower", loaded), tower_window=tower_window)
+    features = [watcher.push(frame) for frame in _progress(frames, "frames")]
+    arrays = {
+        "pooled": np.stack([np.asarray(f.pooled, np.float32) for f in features]),
+        "tokens": np.stack([np.asarray(f.tokens, np.float32) for f in features]),
+        "times": np.asarray([f.index / fps for f in features]),
+    }
+    path = out or _stem(video, None).with_suffix(".npz")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.npz")
+    try:
+        np.savez(partial, allow_pickle=False, **arrays)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
+    print(f"{path}: {shapes}")
+
+
+def export(run: Place[str], folder: Place[Path], /):
+    """Writes the newest good step of a training run as a Hugging Face folder.
+
+    Example: streamjax export runs/demo exported/
+
+    Args:
+        run: A run's folder, or any folder that holds a model.
+        folder: The folder to write.
+    """
+    import streamjax as sj
+
+    sj.save(sj.load(run), folder)
+    print(folder)
+
+
+def doctor():
+    """Says what this machine has, one line each: versions, devices, the speed of the number
+    types, video codecs.
+
+    Example: streamjax doctor
+    """
+    from streamjax import __version__
+
+    print(f"streamjax {__version__}, Python {platform.python_version()}, {platform.platform()}")
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy",
+             "transformers", "av", "safetensors", "tyro", "rich")  # fmt: skip
+    for name in names:
+        print(f"{name} {importlib.metadata.version(name)}")
+    _tell_devices()
+    _tell_number_types()
+    _tell_codecs()
+
+
+def _tell_devices():
+    import jax
+
+    for device in jax.devices():
+        memory = (device.memory_stats() or {}).get("bytes_limit")
+        room = f", {memory / 2**30:.1f} GiB" if memory else ""
+        print(f"device {device.id}: {device.platform} {device.device_kind}{room}")
+
+
+def _tell_number_types(size: int = 512):
+    """The speed of a matrix product as the models write it (ops/linear.py)."""
+    import jax
+    import jax.numpy as jnp
+
+    from streamjax.ops.linear import linear
+
+    product = jax.jit(linear)
+    for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
+        name = jnp.dtype(dtype).name
+        try:
+            x = jnp.ones((size, size), dtype)
+            product(x, x).block_until_ready()
+        except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
+            print(f"{name}: no ({str(error).splitlines()[0]})")
+            continue
+        taken = []
+        for _ in range(5):
+            begin = time.perf_counter()
+            product(x, x).block_until_ready()
+            taken.append(time.perf_counter() - begin)
+        print(
+            f"{name}: yes, {2 * size**3 / min(taken) / 1e9:,.0f} GFLOP/s in a {size}-wide product"
+        )
+
+
+def _tell_codecs():
+    import av
+    from av.codec import Codec
+
+    version = ".".join(map(str, av.library_versions["libavcodec"]))
+    print(f"libavcodec {version}")
+
+    def has(name: str, mode: Literal["r", "w"]) -> str:
+        try:
+            Codec(name, mode)
+        except av.codec.codec.UnknownCodecError:
+            return "no"
+        return "yes"
+
+    for name, encoder in (("h264", "libx264"), ("hevc", "libx265"), ("vp9", "libvpx-vp9"),
+                          ("av1", "libsvtav1")):  # fmt: skip
+        print(f"{name}: decode {has(name, 'r')}, encode {has(encoder, 'w')}")
+
+
+def _load(model: str, part: str, wanted: str) -> Any:
+    import streamjax as sj
+
+    loaded = sj.load(model)
+    if not hasattr(loaded, part):
+        raise InputError(f"{model}: holds a {type(loaded).__name__}, wanted {wanted}")
+    return loaded
+
+
+def _progress(items, unit: str):
+    """The items again, counted on stderr where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(items, description=unit, console=Console(stderr=True), total=None)
+
+
+def _title(video: str) -> str:
+    """What people call the video: its file's name, `camera 0`, or the last part of the url."""
+    if video.isdigit():
+        return f"camera {video}"
+    url = urlsplit(video)
+    return Path(url.path).name or url.netloc if "://" in video else Path(video).name
+
+
+def _stem(video: str, out: Path | None) -> Path:
+    """What the files of a video are called, ends aside: beside it, or in `out`."""
+    if video.isdigit() or "://" in video:
+        return (out or Path()) / re.sub(r"[^\w.-]", "_", Path(_title(video)).stem)
+    return (out or Path(video).parent) / Path(video).stem
