@@ -49,10 +49,10 @@ LLAVA = ChatFormat(-200)
 class Encoded:
     """A dialogue as tokens.
 
-    `tokens`, `labels` int32 [l]: labels are the tokens of every answer and of the `<|im_end|>` after
-    it, -100 elsewhere, unshifted. `state_positions` int32 [turns]: where each answer's first token
-    stands, which is its state in a streaming dialogue. `turn_starts` int32 [turns]: where each
-    turn's chunk begins; before the first is the opening.
+    `tokens`, `labels` int32 [l]: labels are the tokens of every answer and of the `<|im_end|>`
+    after it, -100 elsewhere, unshifted. `state_positions` int32 [answers]: where each answer's
+    first token stands, which is its state in a streaming dialogue. `turn_starts` int32 [turns]:
+    where each turn's chunk begins; before the first is the opening.
     """
 
     tokens: Tokens
@@ -165,10 +165,13 @@ def state_ids(tokenizer: Any) -> tuple[int, int, int]:
                 f"the tokenizer splits {state} into {len(ids)} tokens, wanted one: "
                 "register the state tokens (streamjax.data.tokenizer.add_states)"
             )
-    one = tuple(ids[0] for ids in found)
-    if len(set(one)) != 3:
-        raise InputError(f"the state tokens share ids {one}: the tokenizer does not know them")
-    return one
+    silence, standby, response = (ids[0] for ids in found)
+    if len({silence, standby, response}) != 3:
+        raise InputError(
+            f"the state tokens share ids {silence}, {standby}, {response}: the tokenizer does not "
+            "know them (streamjax.data.tokenizer.add_states)"
+        )
+    return silence, standby, response
 
 
 def end_id(tokenizer: Any) -> int:

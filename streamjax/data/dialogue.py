@@ -381,10 +381,10 @@ def window_messages(
     """What is sent to the model at `round`: the system prompt and the last `max_rounds` turns.
 
     `answers[i]` is what was said at round i < `round` (`</Silence>` before `question_time`).
-    Returns `messages`, `frames` (the rounds whose frames stand for the `<image>`s) and `model_called`
-    (False before the question). rule "inference" is the released script's, "ovo" the one of its
-    OVO-Bench runner, which keeps one turn more and always shows the question at the head of a full
-    window; "plain" forgets nothing.
+    Returns `messages`, `frames` (the rounds whose frames stand for the `<image>`s) and
+    `model_called` (False before the question). rule "inference" is the released script's, "ovo" the
+    one of its OVO-Bench runner, which keeps one turn more and always shows the question at the head
+    of a full window; "plain" forgets nothing.
 
     Upstream's "inference" with `global_question` shows the question at the head before it has been
     asked, and without a system prompt keeps turn 0 in its place and loses an answer. Fixed: the

@@ -1,0 +1,269 @@
+"""The loss of a streaming dialogue: token cross-entropy, weighted on the three state tokens.
+
+Two forms of one function: `stream_loss` from logits, and `chunked_stream_loss` from hidden states,
+which never holds the logits of the whole row. specs/streamo.md section 7.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from streamjax.errors import InputError
+
+Kind = Literal["focal", "scale", "ce"]
+Alpha = Literal["present", "paper"]
+StateIds = Sequence[int] | np.ndarray | Array | None
+Labels = Int[Array, "b l"] | Int[np.ndarray, "b l"]
+Scalar = Float[Array, ""]
+
+# The weights of Silence, Standby, Response in the paper's "Loss Scale" baseline (its Table 4).
+PAPER_SCALE = (0.3, 1.3, 2.0)
+
+
+class StreamMetrics(NamedTuple):
+    """Sums over labelled positions, teacher-forced; add those of several batches, then divide.
+
+    `tokens` and `correct` count labelled tokens and those predicted right. `tp`, `fp`, `fn` [3]
+    count, at the positions whose label is a state, the decisions for Silence, Standby and Response;
+    the prediction is the best of the whole vocabulary.
+    """
+
+    tokens: Float[Array, ""]
+    correct: Float[Array, ""]
+    tp: Float[Array, "3"]
+    fp: Float[Array, "3"]
+    fn: Float[Array, "3"]
+
+
+def stream_loss(
+    logits: Float[Array, "b l v"] | Float[np.ndarray, "b l v"],
+    labels: Labels,
+    state_ids: StateIds,
+    *,
+    kind: Kind = "focal",
+    gamma: float | int = 2.0,
+    alpha: Alpha | None = "present",
+    state_weights: Sequence[float] | None = None,
+    segments: Labels | None = None,
+    normalizer: float | int | Array | None = None,
+) -> Scalar:
+    """Streamo's loss: sum of weight * cross-entropy over labelled tokens, over `normalizer`.
+
+    labels are unshifted (logits at t predict the label at t + 1), -100 is ignored. `state_ids` are
+    the ids of Silence, Standby and Response. The weight is 1 except where the label is a state:
+
+      kind="focal"  alpha_k * (1 - p)^gamma, differentiated through p;
+      kind="scale"  `state_weights` (default: the paper's 0.3, 1.3, 2.0);
+      kind="ce"     1; `state_ids` may be None.
+
+    alpha_k = sum_j n_j / (n_k * K), where n_k counts the labels of state k in this call, or in each
+    dialogue when `segments` [b l] says which contiguous tokens belong together. K is the number
+    of states present ("present": the released code), or 3 ("paper"); None leaves alpha out.
+
+    `normalizer` defaults to the number of labelled tokens; a trainer passes that of its whole
+    global step. Everything is computed in float32 (upstream rounds p to bfloat16 before 1 - p).
+
+    Raises InputError for missing, repeated or out-of-vocabulary state ids (upstream falls back to
+    plain cross-entropy), for an unknown kind or alpha, and for `state_weights` that are not three
+    or not wanted by the kind. specs/streamo.md 7.
+    """
+    plan = _plan(labels, segments, state_ids, logits.shape[-1], kind, gamma, alpha, state_weights)
+    terms, _ = _terms(jnp.asarray(logits)[:, :-1], plan)
+    return terms.sum() / _normalizer(normalizer, plan)
+
+
+def stream_metrics(
+    logits: Float[Array, "b l v"] | Float[np.ndarray, "b l v"],
+    labels: Labels,
+    state_ids: StateIds,
+    *,
+    segments: Labels | None = None,
+) -> StreamMetrics:
+    """How often the labelled tokens, and the states among them, are predicted right."""
+    plan = _plan(labels, segments, state_ids, logits.shape[-1], "focal", 0.0, None, None)
+    return _metrics(jnp.argmax(jnp.asarray(logits)[:, :-1], axis=-1), plan)
+
+
+def chunked_stream_loss(
+    hidden: Float[Array, "b l d"],
+    kernel: Float[Array, "d v"],
+    labels: Labels,
+    state_ids: StateIds,
+    *,
+    kind: Kind = "focal",
+    gamma: float | int = 2.0,
+    alpha: Alpha | None = "present",
+    state_weights: Sequence[float] | None = None,
+    segments: Labels | None = None,
+    normalizer: float | int | Array | None = None,
+    chunk: int = 64,
+) -> tuple[Scalar, StreamMetrics]:
+    """`stream_loss(hidden @ kernel, ...)` and its metrics, `chunk` tokens of every row at a time.
+
+    Labelled tokens are gathered to the front of their row first, and chunks without any are
+    skipped: a dialogue whose tokens are mostly image pays for its answers only. Neither pass holds
+    more than [b chunk v] of logits. Value and gradients equal the plain form's.
+    """
+    plan = _plan(labels, segments, state_ids, kernel.shape[-1], kind, gamma, alpha, state_weights)
+    rows, length = plan.target.shape
+    chunk = min(chunk, length)
+    padding = -length % chunk
+    # Within each row, so that rows that live on different devices never meet.
+    order = jnp.argsort(~plan.valid, axis=1, stable=True)
+
+    def split(x):
+        x = jnp.take_along_axis(x, order.reshape(*order.shape, *(1,) * (x.ndim - 2)), axis=1)
+        x = jnp.pad(x, ((0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(rows, -1, chunk, *x.shape[2:]), 1, 0)
+
+    def pay(x, part):
+        # Not ops.linear: it would round the logits to hidden's dtype.
+        logits = jax.lax.dot_general(
+            x, kernel.astype(x.dtype), (((2,), (0,)), ((), ())), preferred_element_type=jnp.float32
+        )
+        terms, predicted = _terms(logits, part)
+        return terms.sum(), _metrics(predicted, part)
+
+    def nothing():
+        one, three = jnp.zeros((), jnp.float32), jnp.zeros((3,), jnp.float32)
+        return one, StreamMetrics(one, one, three, three, three)
+
+    @jax.checkpoint
+    def body(total, xs):
+        x, *fields = xs
+        part = plan._replace(**dict(zip(_PER_TOKEN, fields, strict=True)))
+        paid = jax.lax.cond(part.valid.any(), lambda: pay(x, part), nothing)
+        return jax.tree.map(jnp.add, total, paid), None
+
+    xs = [split(x) for x in (hidden[:, :-1], *(getattr(plan, f) for f in _PER_TOKEN))]
+    (total, metrics), _ = jax.lax.scan(body, nothing(), tuple(xs))
+    return total / _normalizer(normalizer, plan), metrics
+
+
+def state_f1(metrics: StreamMetrics) -> Scalar:
+    """Macro-F1 over the states that occur or were predicted; 0 when there is none."""
+    found = metrics.tp * 2 + metrics.fp + metrics.fn
+    f1 = metrics.tp * 2 / jnp.maximum(found, 1)
+    return f1.sum() / jnp.maximum((found > 0).sum(), 1)
+
+
+class _Plan(NamedTuple):
+    """What the labels alone decide, per predicting position: [b l-1], or a chunk of it."""
+
+    target: Int[Array, "b n"]
+    valid: Bool[Array, "b n"]
+    state: Int[Array, "b n"]  # 0, 1, 2; 3 for every other token
+    scale: Float[Array, "b n"]  # the weight but for (1 - p)^gamma
+    ids: tuple[int, ...]
+    gamma: float
+
+
+_PER_TOKEN = ("target", "valid", "state", "scale")
+
+
+def _plan(labels, segments, state_ids, vocabulary, kind, gamma, alpha, state_weights) -> _Plan:
+    if kind not in get_args(Kind):
+        raise InputError(f"kind={kind!r}: wanted one of {', '.join(get_args(Kind))}")
+    if alpha is not None and alpha not in get_args(Alpha):
+        raise InputError(f"alpha={alpha!r}: wanted present, paper or None")
+    ids = () if kind == "ce" and state_ids is None else _state_ids(state_ids, vocabulary)
+    if state_weights is not None and (kind != "scale" or len(state_weights) != 3):
+        raise InputError(
+            f"state_weights={tuple(state_weights)} with kind={kind!r}: wanted three numbers, for "
+            "Silence, Standby and Response, and kind='scale'"
+        )
+    labels = jnp.asarray(labels)
+    target = labels[:, 1:]
+    valid = target >= 0
+    if segments is not None:
+        segments = jnp.asarray(segments)
+        valid &= segments[:, 1:] == segments[:, :-1]
+        segments = segments[:, 1:]
+    state = jnp.full(target.shape, 3, jnp.int32)
+    for k, one in enumerate(ids):
+        state = jnp.where(valid & (target == one), k, state)
+    if kind == "ce":
+        weights = jnp.ones((4,), jnp.float32)
+    elif kind == "scale":
+        weights = jnp.asarray([*(state_weights or PAPER_SCALE), 1.0], jnp.float32)
+    elif alpha is None:
+        weights = jnp.ones((4,), jnp.float32)
+    else:
+        return _Plan(
+            target, valid, state, _balance(state, segments, alpha == "present"), ids, gamma
+        )
+    return _Plan(target, valid, state, weights[state], ids, gamma if kind == "focal" else 0.0)
+
+
+def _balance(state, segments, present: bool) -> Float[Array, "b n"]:
+    """alpha of every position: from the counts of its dialogue, or of the whole call."""
+    one_hot = jax.nn.one_hot(state, 4, dtype=jnp.float32)[..., :3]
+    if segments is None:
+        counts = jnp.broadcast_to(one_hot.sum((0, 1)), one_hot.shape)
+    else:
+        # Dialogues are numbered along their row, whatever they were called.
+        starts = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)))
+        number = jnp.cumsum(starts, axis=1)
+
+        def count(row, which):
+            return jax.ops.segment_sum(row, which, num_segments=row.shape[0])[which]
+
+        counts = jax.vmap(count)(one_hot, number)
+    states = (counts > 0).sum(-1) if present else 3
+    own = (counts * one_hot).sum(-1)
+    balanced = counts.sum(-1) / jnp.maximum(own * states, 1)
+    return jnp.where(state < 3, balanced, 1.0)
+
+
+def _terms(logits, plan: _Plan):
+    """weight * cross-entropy per position (0 where there is no label), and the best token."""
+    logits = logits.astype(jnp.float32)
+    # A masked sum, not a gather: a vocabulary that is split over devices stays where it is.
+    hit = jnp.arange(logits.shape[-1]) == plan.target[..., None]
+    # The maximum is taken off both sides: added back, it would round a small cross-entropy away.
+    shifted = logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True))
+    chosen = jnp.where(hit, shifted, 0).sum(-1)
+    ce = jnp.log(jnp.exp(shifted).sum(-1)) - chosen
+    weight = plan.scale
+    if plan.gamma:
+        # 1 - p without cancellation; the floor keeps the gradient of a certain token finite.
+        doubt = jnp.maximum(-jnp.expm1(-ce), 1e-30)
+        weight = weight * jnp.where(plan.state < 3, doubt**plan.gamma, 1.0)
+    return jnp.where(plan.valid, weight * ce, 0.0), jnp.argmax(logits, axis=-1)
+
+
+def _metrics(predicted, plan: _Plan) -> StreamMetrics:
+    asked = (plan.valid & (plan.state < 3))[..., None]
+    wanted = asked & (plan.state[..., None] == jnp.arange(3))
+    decided = asked & (predicted[..., None] == jnp.asarray(plan.ids or (-1, -1, -1)))
+
+    def total(x):
+        return x.sum((0, 1)).astype(jnp.float32)
+
+    return StreamMetrics(
+        tokens=total(plan.valid),
+        correct=total(plan.valid & (predicted == plan.target)),
+        tp=total(decided & wanted),
+        fp=total(decided & ~wanted),
+        fn=total(~decided & wanted),
+    )
+
+
+def _normalizer(normalizer, plan: _Plan):
+    if normalizer is None:
+        return jnp.maximum(plan.valid.sum(), 1).astype(jnp.float32)
+    return jnp.asarray(normalizer, jnp.float32)
+
+
+def _state_ids(state_ids: StateIds, vocabulary: int) -> tuple[int, ...]:
+    ids = () if state_ids is None else tuple(int(i) for i in np.asarray(state_ids).reshape(-1))
+    if len(ids) != 3 or len(set(ids)) != 3 or not all(0 <= i < vocabulary for i in ids):
+        raise InputError(
+            f"state_ids={ids}: wanted three different ids below {vocabulary}, for Silence, Standby "
+            "and Response (streamjax.data.chat.state_ids reads them from a tokenizer)"
+        )
+    return ids
