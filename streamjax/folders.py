@@ -5,6 +5,7 @@ checkpoints/). The family is found by `model_type`; each family is one module of
 
     blank(raw, source) -> model of shapes        dump(model) -> (config.json, tensors)
     load(folder, raw, dtype=, mesh=) -> model
+    companions(model) -> {file name: object}, where config.json does not stand alone
 """
 
 import dataclasses
@@ -28,10 +29,13 @@ from streamjax.weights.config import read_config
 # config.json's model_type -> the module of weights/ that reads and writes it.
 FAMILIES: dict[str, str] = {
     "timesformer": "streamjax.weights.streamformer",
+    "llava_qwen": "streamjax.weights.llava_streamformer",
+    "llava_llama": "streamjax.weights.llava_streamformer",
 }
 # The class of a model -> the same module.
 CLASSES: dict[str, str] = {
     "StreamFormer": "streamjax.weights.streamformer",
+    "LlavaStreamFormer": "streamjax.weights.llava_streamformer",
 }
 
 # Copied along with a model; the weights, config.json and preprocessor_config.json are written.
@@ -74,13 +78,16 @@ def save(model: Any, folder: str | os.PathLike) -> None:
     module = CLASSES.get(type(model).__name__)
     if module is None:
         raise ValueError(f"cannot save a {type(model).__name__}, wanted one of {list(CLASSES)}")
-    raw, tensors = importlib.import_module(module).dump(model)
+    family = importlib.import_module(module)
+    raw, tensors = family.dump(model)
+    configs = {"config.json": raw} | getattr(family, "companions", lambda _: {})(model)
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     temporary.mkdir()
     try:
-        (temporary / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
+        for name, values in configs.items():
+            (temporary / name).write_text(json.dumps(values, indent=2) + "\n")
         if model.assets.processor is not None:
             model.assets.processor.to_folder(temporary)
         if model.assets.tokenizer is not None:
@@ -101,6 +108,11 @@ def family_of(raw: dict[str, Any], source: Any) -> ModuleType:
     """The family module for a config.json; a config without model_type is a StreamFormer's."""
     name = raw.get("model_type", "timesformer")
     if name not in FAMILIES:
+        if str(name).startswith("siglip"):
+            raise InputError(
+                f"{source}: model_type is {name!r}, which has no temporal part: make one with "
+                "streamjax.weights.siglip.streamformer_from_siglip"
+            )
         near = difflib.get_close_matches(str(name), FAMILIES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         known = ", ".join(FAMILIES)
