@@ -1,5 +1,6 @@
 """The verbs of the command line, one function each: what it is given, what it prints."""
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -13,10 +14,14 @@ from urllib.parse import urlsplit
 
 import tyro
 
+from streamjax.data.world import WorldConfig
 from streamjax.errors import InputError
 
 Place = tyro.conf.Positional
 Many = tyro.conf.UseAppendAction
+Bare = tyro.conf.OmitArgPrefixes
+
+_WORLD = WorldConfig()
 
 
 def train(recipe: Place[str], overrides: Place[tuple[str, ...]] = (), /, run: Path | None = None):
@@ -118,7 +123,11 @@ def encode(
     frames = sj.video(video, fps=fps, max_frames=limit)
     loaded = sj.load(model)
     watcher = sj.Stream(getattr(loaded, "tower", loaded), tower_window=tower_window)
-    features = [watcher.push(frame) for frame in _progress(frames, "frames")]
+    features = []
+    with _counting("frames", limit) as counted:
+        for frame in frames:
+            features.append(watcher.push(frame))
+            counted(len(features), limit)
     arrays = {
         "pooled": np.stack([np.asarray(f.pooled, np.float32) for f in features]),
         "tokens": np.stack([np.asarray(f.tokens, np.float32) for f in features]),
@@ -149,6 +158,38 @@ def export(run: Place[str], folder: Place[Path], /):
 
     sj.save(sj.load(run), folder)
     print(folder)
+
+
+def world(
+    folder: Place[Path],
+    /,
+    config: Bare[WorldConfig] = _WORLD,
+    train: int = 200,
+    val: int = 20,
+    test: int = 20,
+    novel: int = 20,
+    workers: int = 2,
+):
+    """Writes the embedded world: mp4 videos, and their annotations in the formats of Streamo's
+    records and of StreamFormer's six pre-training tasks. The same arguments write the same world.
+
+    Example: streamjax world world/ --train 500 --height 96 --width 96 --seconds 20 40
+
+    Args:
+        folder: The folder to write to; what an interrupted call has written there is kept.
+        train: Clips for training.
+        val: Clips for validation.
+        test: Clips for testing.
+        novel: Clips for testing that show combinations of colour, shape and action never seen.
+        workers: Processes that draw and encode.
+    """
+    from streamjax.data.world_files import write_world
+
+    for split, count in (("train", train), ("val", val), ("test", test), ("novel", novel)):
+        if count:
+            with _counting(f"{split} clips", count) as counted:
+                write_world(folder, split, count, config, workers=workers, progress=counted)
+            print(f"{folder}: {count} clips of {split}")
 
 
 def doctor():
@@ -232,15 +273,17 @@ def _load(model: str, part: str, wanted: str) -> Any:
     return loaded
 
 
-def _progress(items, unit: str):
-    """The items again, counted on stderr where that is a terminal."""
-    if not sys.stderr.isatty():
-        yield from items
-        return
+@contextlib.contextmanager
+def _counting(what: str, total: int | None = None):
+    """Yields a function of (done, total) that moves a bar on stderr, where that is a terminal."""
     from rich.console import Console
-    from rich.progress import track
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    yield from track(items, description=unit, console=Console(stderr=True), total=None)
+    columns = (TextColumn(what), BarColumn(bar_width=24), MofNCompleteColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _title(video: str) -> str:
