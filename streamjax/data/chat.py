@@ -28,6 +28,9 @@ IMAGE = "<image>"
 Tokens = np.ndarray
 """int32 [l]"""
 
+Counts = int | np.integer | Sequence[int] | np.ndarray
+"""Visual tokens: one number for every image, or one per image in reading order."""
+
 
 @dataclass(frozen=True)
 class ChatFormat:
@@ -64,26 +67,22 @@ class Encoded:
 def encode(
     tokenizer: Any,
     messages: Sequence[Mapping[str, Any]],
-    visual_tokens: int | Sequence[int],
+    visual_tokens: Counts,
     *,
     format: ChatFormat = QWEN,
 ) -> Encoded:
     """Tokens and labels of `messages`; each `<image>` becomes that many visual tokens.
 
-    `visual_tokens` is one number for every image, or one per image in reading order. Without a
-    system message the system prompt is "You are a helpful assistant."; an empty one leaves the
-    block out. Messages that end with the user's give the prompt for the answer that is missing.
-    Messages of one role in a row are joined.
+    Without a system message the system prompt is "You are a helpful assistant."; an empty one
+    leaves the block out. Messages that end with the user's give the prompt for the answer that is
+    missing. Messages of one role in a row are joined.
 
     Raises InputError when the number of images differs from the number of `<image>`, when roles do
     not alternate, or when a message contains `<|im_start|>` or `<|im_end|>`.
     """
     system, turns = _turns(messages)
     images = sum(user.count(IMAGE) for user, _ in turns)
-    if isinstance(visual_tokens, int):
-        visual_tokens = [visual_tokens] * images
-    if len(visual_tokens) != images:
-        raise InputError(f"{len(visual_tokens)} images for {images} <image> marks: wanted one each")
+    counts = iter(_counts(visual_tokens, images))
 
     # All pieces in one call: the tokenizer's own loop is many times faster than ours.
     pieces = [_opening(system)]
@@ -91,7 +90,6 @@ def encode(
         pieces += _turn_pieces(user, format, first=i == 0 and not system)
         pieces += [] if answer is None else [answer, END]
     ids = iter(_ids(tokenizer, pieces))
-    counts = iter(visual_tokens)
     pad = _placeholder(tokenizer, format)
 
     tokens = list(next(ids))
@@ -121,7 +119,7 @@ def opening(tokenizer: Any, system: str = DEFAULT_SYSTEM) -> Tokens:
 def turn_chunk(
     tokenizer: Any,
     user: str,
-    visual_tokens: int | Sequence[int],
+    visual_tokens: Counts,
     *,
     format: ChatFormat = QWEN,
     first: bool = False,
@@ -133,11 +131,7 @@ def turn_chunk(
     for the first turn after an *empty* opening: there is no line to end.
     """
     _check_words(user, "the user's words")
-    counts = (
-        [visual_tokens] * user.count(IMAGE) if isinstance(visual_tokens, int) else visual_tokens
-    )
-    if len(counts) != user.count(IMAGE):
-        raise InputError(f"{len(counts)} images for {user.count(IMAGE)} <image> marks in a turn")
+    counts = _counts(visual_tokens, user.count(IMAGE))
     head, *rest = _ids(tokenizer, _turn_pieces(user, format, first=first))
     pad = _placeholder(tokenizer, format)
     pieces = [head]
@@ -223,6 +217,15 @@ def _ids(tokenizer: Any, pieces: list[str]) -> list[list[int]]:
 
 def _array(pieces: Sequence[Sequence[int]]) -> Tokens:
     return np.asarray([token for piece in pieces for token in piece], np.int32)
+
+
+def _counts(visual_tokens: Counts, images: int) -> list[int]:
+    counts = np.asarray(visual_tokens)
+    if counts.ndim == 0:
+        return [int(counts)] * images
+    if len(counts) != images:
+        raise InputError(f"{len(counts)} images for {images} <image> marks: wanted one each")
+    return counts.tolist()
 
 
 def _placeholder(tokenizer: Any, format: ChatFormat) -> int:

@@ -12,13 +12,13 @@ a turn is the first token of its answer.
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 from streamjax.errors import InputError
 
-Parity = Literal["fixed", "upstream"]
-FrameRule = Literal["train", "inference"]
-WindowRule = Literal["inference", "ovo", "plain"]
+PARITIES = ("fixed", "upstream")
+FRAME_RULES = ("train", "inference")
+WINDOW_RULES = ("inference", "ovo", "plain")
 
 STATES = ("</Silence>", "</Standby>", "</Response>")
 SILENCE, STANDBY, RESPONSE = STATES
@@ -47,7 +47,7 @@ DEFAULT_SYSTEM_PROMPT = (
 RESERVED = ("<image>", "<stream>", "<video>", *STATES)
 
 
-def parse_time(value: Any, fps: float = 1.0, *, parity: Parity = "fixed") -> int | None:
+def parse_time(value: Any, fps: float | int = 1.0, *, parity: str = "fixed") -> int | None:
     """An annotated time as a count of frames from the start (5 -> 5 at 1 fps), or None if absent.
 
     Accepts numbers, "5", "5.0", "01:05" and "00:01:05"; None, "", "nan" and anything else that is
@@ -58,7 +58,7 @@ def parse_time(value: Any, fps: float = 1.0, *, parity: Parity = "fixed") -> int
     `fps`; an infinite time is None; the sign of a clock time covers all of it.
     specs/streamo.md 1.2.
     """
-    _check("parity", parity, Parity)
+    _check("parity", parity, PARITIES)
     if value is None:
         return None
     if parity == "upstream":
@@ -76,7 +76,7 @@ def parse_time(value: Any, fps: float = 1.0, *, parity: Parity = "fixed") -> int
     return math.trunc(round(seconds * fps, 6))
 
 
-def _parse_time_upstream(value: Any, fps: float) -> int | None:
+def _parse_time_upstream(value: Any, fps: float | int) -> int | None:
     if isinstance(value, (int, float)):
         return int(value)
     text = value.strip()
@@ -106,8 +106,8 @@ def frame_states(
     responses: Sequence[Mapping[str, Any]],
     num_frames: int,
     *,
-    fps: float = 1.0,
-    parity: Parity = "fixed",
+    fps: float | int = 1.0,
+    parity: str = "fixed",
 ) -> list[str]:
     """The assistant's words for every frame: a state, and after a Response one space and the text.
 
@@ -120,7 +120,7 @@ def frame_states(
     and an event that ends on the last frame answers on that frame (after the answer that is
     already there, if any). specs/streamo.md 1.4.
     """
-    _check("parity", parity, Parity)
+    _check("parity", parity, PARITIES)
     states = [SILENCE] * num_frames
     spans: list[tuple[int, int]] = []
     answers: list[tuple[int, str]] = []
@@ -161,10 +161,10 @@ def frame_questions(
     questions: Sequence[Mapping[str, Any]],
     num_frames: int,
     *,
-    fps: float = 1.0,
+    fps: float | int = 1.0,
     default_question: str | None = None,
     question_at_start: bool = True,
-    parity: Parity = "fixed",
+    parity: str = "fixed",
 ) -> dict[int, str]:
     """Frame -> question asked there. Two questions on one frame: the later in the list wins.
 
@@ -184,7 +184,7 @@ def frame_questions(
     return asked
 
 
-def time_tag(index: int, fps: float = 1.0) -> str:
+def time_tag(index: int, fps: float | int = 1.0) -> str:
     """`<3s-4s>`: the interval that frame `index` of a stream at `fps` stands for."""
 
     def seconds(frames: int) -> str:
@@ -194,7 +194,7 @@ def time_tag(index: int, fps: float = 1.0) -> str:
 
 
 def user_content(
-    index: int, question: str | None = None, *, fps: float = 1.0, image: str = "<image>"
+    index: int, question: str | None = None, *, fps: float | int = 1.0, image: str = "<image>"
 ) -> str:
     """The user's words of turn `index`: the question if any, the time tag, the frame's mark."""
     turn = f"{time_tag(index, fps)}\n{image}"
@@ -213,13 +213,13 @@ def to_stream(
     record: Mapping[str, Any],
     num_frames: int,
     *,
-    fps: float = 1.0,
+    fps: float | int = 1.0,
     system_prompt: str | None = None,
     video_prefix: str | None = None,
     default_question: str | None = None,
     question_at_start: bool = True,
-    parity: Parity = "fixed",
-) -> dict[str, Any] | None:
+    parity: str = "fixed",
+) -> Any:
     """A raw record (specs/streamo.md 1.1) as a dialogue of `num_frames` turns.
 
     The result has `messages` (system, then user and assistant per frame, the frame's place marked
@@ -231,7 +231,7 @@ def to_stream(
     or an answer, where they are taken for frames and decisions. Fixed: these raise InputError, tags
     are in seconds; besides, the repairs of `parse_time` and `frame_states`.
     """
-    _check("parity", parity, Parity)
+    _check("parity", parity, PARITIES)
     path = record.get("video_path")
     if not path:
         videos = record.get("videos")
@@ -273,7 +273,7 @@ def to_stream(
 
 
 def num_turns(
-    video_fps: float, total_frames: int, *, fps: float = 1.0, parity: Parity = "fixed"
+    video_fps: float | int, total_frames: int, *, fps: float | int = 1.0, parity: str = "fixed"
 ) -> int:
     """How many turns a video has at `fps`.
 
@@ -281,7 +281,7 @@ def num_turns(
     of 100 seconds. Fixed: the whole intervals of 1/fps seconds that the video lasts.
     specs/streamo.md 1.6.
     """
-    _check("parity", parity, Parity)
+    _check("parity", parity, PARITIES)
     if parity == "upstream":
         return total_frames // _interval(video_fps, fps)
     _check_rates(video_fps, fps)
@@ -289,13 +289,13 @@ def num_turns(
 
 
 def frame_indices(
-    video_fps: float,
+    video_fps: float | int,
     total_frames: int,
     *,
-    fps: float = 1.0,
+    fps: float | int = 1.0,
     max_frames: int | None = None,
-    rule: FrameRule = "train",
-    parity: Parity = "fixed",
+    rule: str = "train",
+    parity: str = "fixed",
 ) -> list[int]:
     """Which frames of a video of constant rate are shown, one per turn; at most `max_frames`.
 
@@ -306,8 +306,8 @@ def frame_indices(
     Fixed: under either rule, frame round(i * video_fps / fps) for each of the `num_turns` turns.
     specs/streamo.md 2.1, 2.4.
     """
-    _check("parity", parity, Parity)
-    _check("rule", rule, FrameRule)
+    _check("parity", parity, PARITIES)
+    _check("rule", rule, FRAME_RULES)
     if parity == "fixed":
         turns = num_turns(video_fps, total_frames, fps=fps)
         shown = [min(round(i * video_fps / fps), total_frames - 1) for i in range(turns)]
@@ -322,28 +322,29 @@ def frame_indices(
 
 def to_image(
     row: Mapping[str, Any],
-    frames: Sequence[Any] | None,
+    frames: Any,
     *,
     frame_tolerance: int = 1,
-    parity: Parity = "fixed",
-) -> dict[str, Any] | None:
+    parity: str = "fixed",
+) -> Any:
     """Gives each `<stream>` of a dialogue its frame: it becomes `<image>`, and `images` appears.
 
     A surplus of frames is cut, a lack is filled with the last one, either up to `frame_tolerance`.
-    `frames` is None when the video could not be read. A row without `<stream>` comes back as it is.
+    `frames` is any sequence or array, None when the video could not be read. A row without
+    `<stream>` comes back as it is.
 
     Upstream counts `<stream>` in answers too and discards (None) what does not fit. Fixed:
     `<stream>` or `<image>` outside a user's turn, and all that upstream discards, raise InputError.
     specs/streamo.md 2.2.
     """
-    _check("parity", parity, Parity)
+    _check("parity", parity, PARITIES)
     messages = row["messages"]
     wanted = sum(message["content"].count("<stream>") for message in messages)
     if wanted == 0:
         return dict(row)
     videos = row.get("videos") or row.get("video") or row.get("video_path")
     path = videos[0] if isinstance(videos, (list, tuple)) else videos
-    found = len(frames) if frames else 0
+    found = 0 if frames is None else len(frames)
     if parity == "fixed":
         for message in messages:
             if "<image>" in message["content"] or (
@@ -358,7 +359,7 @@ def to_image(
                 f"{path}: {found} frames for {wanted} turns, wanted within {frame_tolerance}: "
                 "the annotation belongs to another video or frame rate"
             )
-    if not frames or abs(found - wanted) > frame_tolerance:
+    if found == 0 or abs(found - wanted) > frame_tolerance:
         return None
     images = list(frames[:wanted]) + [frames[-1]] * (wanted - found)
     turned = [{**m, "content": m["content"].replace("<stream>", "<image>")} for m in messages]
@@ -375,8 +376,8 @@ def window_messages(
     max_rounds: int | None = 120,
     global_question: bool = True,
     system: str | None = DEFAULT_SYSTEM_PROMPT,
-    rule: WindowRule = "inference",
-    parity: Parity = "fixed",
+    rule: str = "inference",
+    parity: str = "fixed",
 ) -> dict[str, Any]:
     """What is sent to the model at `round`: the system prompt and the last `max_rounds` turns.
 
@@ -392,8 +393,8 @@ def window_messages(
     simply none ("ovo" changes in the latter only, scores are compared with it).
     specs/streamo.md 10.
     """
-    _check("parity", parity, Parity)
-    _check("rule", rule, WindowRule)
+    _check("parity", parity, PARITIES)
+    _check("rule", rule, WINDOW_RULES)
     if len(answers) < round:
         raise InputError(f"round {round} needs the {round} answers before it, found {len(answers)}")
     if rule == "plain" or max_rounds is None:
@@ -439,7 +440,7 @@ def _frame(time: int) -> int:
     return time - 1 if time > 0 else 0
 
 
-def _interval(video_fps: float, fps: float) -> int:
+def _interval(video_fps: float | int, fps: float | int) -> int:
     return max(1, int(video_fps / fps)) if fps > 0 else 1
 
 
@@ -469,11 +470,11 @@ def _reject_reserved(text: str, where: str) -> None:
             )
 
 
-def _check_rates(video_fps: float, fps: float) -> None:
+def _check_rates(video_fps: float | int, fps: float | int) -> None:
     if not (video_fps > 0 and fps > 0):
         raise InputError(f"video_fps={video_fps:g}, fps={fps:g}: both must be above 0")
 
 
-def _check(name: str, value: str, choices: Any) -> None:
-    if value not in get_args(choices):
-        raise InputError(f"{name}={value!r}: wanted one of {', '.join(get_args(choices))}")
+def _check(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"{name}={value!r}: wanted one of {', '.join(choices)}")

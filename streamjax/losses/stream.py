@@ -5,7 +5,7 @@ which never holds the logits of the whole row. specs/streamo.md section 7.
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from streamjax.errors import InputError
 
-Kind = Literal["focal", "scale", "ce"]
-Alpha = Literal["present", "paper"]
+KINDS = ("focal", "scale", "ce")
+ALPHAS = ("present", "paper", None)
 StateIds = Sequence[int] | np.ndarray | Array | None
 Labels = Int[Array, "b l"] | Int[np.ndarray, "b l"]
 Scalar = Float[Array, ""]
@@ -44,9 +44,9 @@ def stream_loss(
     labels: Labels,
     state_ids: StateIds,
     *,
-    kind: Kind = "focal",
+    kind: str = "focal",
     gamma: float | int = 2.0,
-    alpha: Alpha | None = "present",
+    alpha: str | None = "present",
     state_weights: Sequence[float] | None = None,
     segments: Labels | None = None,
     normalizer: float | int | Array | None = None,
@@ -94,9 +94,9 @@ def chunked_stream_loss(
     labels: Labels,
     state_ids: StateIds,
     *,
-    kind: Kind = "focal",
+    kind: str = "focal",
     gamma: float | int = 2.0,
-    alpha: Alpha | None = "present",
+    alpha: str | None = "present",
     state_weights: Sequence[float] | None = None,
     segments: Labels | None = None,
     normalizer: float | int | Array | None = None,
@@ -166,9 +166,9 @@ _PER_TOKEN = ("target", "valid", "state", "scale")
 
 
 def _plan(labels, segments, state_ids, vocabulary, kind, gamma, alpha, state_weights) -> _Plan:
-    if kind not in get_args(Kind):
-        raise InputError(f"kind={kind!r}: wanted one of {', '.join(get_args(Kind))}")
-    if alpha is not None and alpha not in get_args(Alpha):
+    if kind not in KINDS:
+        raise InputError(f"kind={kind!r}: wanted one of {', '.join(KINDS)}")
+    if alpha not in ALPHAS:
         raise InputError(f"alpha={alpha!r}: wanted present, paper or None")
     ids = () if kind == "ce" and state_ids is None else _state_ids(state_ids, vocabulary)
     if state_weights is not None and (kind != "scale" or len(state_weights) != 3):
