@@ -4,6 +4,7 @@
   const cards = [...document.querySelectorAll(".seconds li")];
   const reel = find(".reel"), lanes = find(".reel svg"), cursor = find(".cursor");
   const picture = find(".screen img"), caption = find(".caption span"), side = find(".side .verdict");
+  const standing = find(".standing");
   const play = find("#play"), pace = find("#pace");
   if (!cards.length) return;
   const step = Number(lanes.dataset.step), times = cards.map((card) => Number(card.dataset.time));
@@ -15,6 +16,7 @@
     picture.src = card.querySelector("img").src;
     picture.alt = card.querySelector("img").alt;
     caption.textContent = card.dataset.caption;
+    standing.textContent = card.dataset.standing;
     side.replaceChildren(...card.querySelector(".verdict").cloneNode(true).childNodes);
     cursor.setAttribute("x", i * step);
     find(".seconds li.now")?.classList.remove("now");
@@ -72,6 +74,8 @@
     else return;
     event.preventDefault();
   });
-  if (/^#t\d+$/.test(location.hash)) pin(Number(location.hash.slice(2)));
-  else show(pinned);
+  if (/^#t\d+$/.test(location.hash)) {
+    pin(Number(location.hash.slice(2)));
+    addEventListener("load", () => setTimeout(() => scrollTo(0, 0))); // the card is up here now
+  } else show(pinned);
 })();

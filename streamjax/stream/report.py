@@ -9,7 +9,7 @@ import base64
 import hashlib
 import io
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from itertools import pairwise
@@ -78,14 +78,14 @@ def write_report(
     )
     first = next((i for i, turn in enumerate(turns) if is_answer(turn)), 0)
     asked = questions_by_turn(turns, questions)
-    captions = _captions(turns)
+    captions, standing = _captions(turns), _standing(turns, asked)
     sources = [_source(p) for p in pictures]
     width, height = Image.open(io.BytesIO(pictures[0])).size
     tiny = "tiny" if width * height <= _LOSSLESS else ""
     verdicts = [_verdict(turn, asked.get(turn.index, ())) for turn in turns]
     cards = "".join(
         f'<li id="t{i}" class="sheet {_name(turn)}" data-time="{float(turn.time)}" '
-        f'data-caption="{escape(captions[i])}">'
+        f'data-caption="{escape(captions[i])}" data-standing="{escape(standing[i])}">'
         f'<img class="{tiny}" src="{sources[i]}" alt="The frame at {clock(float(turn.time))}">'
         f'<div class="verdict">{verdicts[i]}</div></li>\n'
         for i, turn in enumerate(turns)
@@ -116,6 +116,7 @@ def write_report(
 </figure>
 <div class="side">
 <div class="verdict">{verdicts[first]}</div>
+<p class="standing asks">{escape(standing[first])}</p>
 <div class="transport"><button id="play">Play</button><button id="pace">1×</button>
 <span class="keys"><kbd>←</kbd> <kbd>→</kbd> step &nbsp;<kbd>space</kbd> plays</span></div>
 </div>
@@ -164,16 +165,16 @@ def _verdict(turn: TracedTurn, asked: Sequence[str]) -> str:
         f'style="--p:{100 * share:.1f}%"></i><b>{100 * share:.0f}%</b>'
         for state, share in zip(STATE_NAMES[::-1], _shares(turn)[::-1], strict=True)
     )
-    parts = " · ".join(
-        f"{escape(part)} {_milliseconds(seconds)} ms" for part, seconds in turn.latency.items()
-    )
+    parts = {part: seconds for part, seconds in turn.latency.items() if part != "total"}
+    took = [f"{_milliseconds(seconds_taken(turn))} ms"] if turn.latency else []
+    took += [f"{escape(part)} {_milliseconds(seconds)}" for part, seconds in parts.items()]
     return (
         f'<div class="when {name}"><time>{clock(float(turn.time))}</time>'
         f'<span class="pill">{name}</span></div>'
         + "".join(f'<p class="asks">{escape(words)}</p>' for words in asked)
         + (f'<p class="says">{escape(turn.text.strip())}</p>' if turn.text.strip() else "")
         + f'<div class="bars">{bars}</div>'
-        + (f'<p class="took">{parts}</p>' if parts else "")
+        + f'<p class="took">{" · ".join(took)}</p>'
     )
 
 
@@ -303,7 +304,7 @@ def _reel(pictures: Sequence[bytes], step: float, width: float, tiny: str) -> st
 def _ticks(turns: Sequence[TracedTurn], step: float, y: int) -> str:
     every = next((n for n in (1, 2, 5, 10, 15, 30, 60, 120, 300) if n * step >= 44), 600)
     return "".join(
-        f'<text class="tick" x="{(i + 0.5) * step:.1f}" y="{y}">{clock(float(turn.time))}</text>'
+        f'<text class="tick" x="{max((i + 0.5) * step, 13):.1f}" y="{y}">{clock(float(turn.time))}</text>'
         for i, turn in enumerate(turns)
         if i % every == 0
     )
@@ -342,6 +343,15 @@ def _captions(turns: Sequence[TracedTurn]) -> list[str]:
         next((a.text.strip() for a, until in spans if a.time <= turn.time < until), "")
         for turn in turns
     ]
+
+
+def _standing(turns: Sequence[TracedTurn], asked: Mapping[int, Sequence[str]]) -> list[str]:
+    """For each turn the question that stands then: the last one that was put."""
+    now, found = "", []
+    for turn in turns:
+        now = "\n".join(asked.get(turn.index, ())) or now
+        found.append(now)
+    return found
 
 
 def _shares(turn: TracedTurn) -> list[float]:

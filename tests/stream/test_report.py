@@ -77,7 +77,7 @@ def test_every_second_is_on_the_page_without_the_script(made):
     assert [card["data-caption"] for card in cards] == ["", "", HOSTILE, HOSTILE]
     anchors = {a["href"] for a in page.all("a")}
     assert anchors == {"#t0", "#t1", "#t2", "#t3"}  # the timeline's columns lead to them
-    for word in ("0:02", "80%", "vision 10 ms", "And then?", "Standby"):
+    for word in ("0:02", "80%", "30 ms · vision 10 · decode 20", "And then?", "Standby"):
         assert word in page.text
 
 
