@@ -363,6 +363,13 @@ def render_masks(
     return frames, masks
 
 
+def lamp_mask(config: WorldConfig) -> Bool[np.ndarray, "h w"]:
+    """The pixels of the traffic light; it stays where it is, and nothing hides it."""
+    canvas = np.zeros((config.height, config.width, 3), np.float32)
+    _paint(canvas, "lamp", _lamp(config), (1, 1, 1))
+    return canvas[..., 0] > 0.5
+
+
 def boxes_of(masks: Bool[np.ndarray, "things t h w"]) -> Float[np.ndarray, "things t 4"]:
     """Boxes (x0, y0, x1, y1) in pixels around each mask, x1 and y1 exclusive; NaN where unseen."""
     boxes = np.full((*masks.shape[:2], 4), np.nan)
@@ -387,7 +394,7 @@ def _draw_frames(script: Script, times, *, masks: bool):
     for f, time in enumerate(times):
         canvas = stage.copy()
         light = LIGHTS[light_at(script, time)]
-        _paint(canvas, "lamp", _Pose(0.12 * short, (aspect_y - 0.12) * short, 0.09 * short), light)
+        _paint(canvas, "lamp", _lamp(config), light)
         _paint(canvas, "bowl", _Pose(bowl[0] * short, bowl[1] * short, 0.2 * short), _BOWL)
         for i, thing in enumerate(script.things):
             pose = _pose(script, i, float(time), bowl)
@@ -402,6 +409,11 @@ def _draw_frames(script: Script, times, *, masks: bool):
                 seen[i, f, box[0], box[1]] = alpha > 0.5
         frames[f] = np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
     return frames, seen
+
+
+def _lamp(config: WorldConfig) -> _Pose:
+    short = min(config.height, config.width)
+    return _Pose(0.12 * short, (_extent(config)[1] - 0.12) * short, 0.09 * short)
 
 
 def _pose(script: Script, thing: int, time: float, bowl: tuple[float, float]) -> _Pose | None:

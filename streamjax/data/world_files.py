@@ -35,12 +35,15 @@ from streamjax.data import rle
 from streamjax.data.annotations.files import read_json
 from streamjax.data.video import write_video
 from streamjax.data.world import (
+    LIGHTS,
     SPLITS,
     VERBS,
     Event,
     Script,
     WorldConfig,
     boxes_of,
+    lamp_mask,
+    light_at,
     render,
     render_masks,
     sentence,
@@ -236,6 +239,7 @@ def _instances(script: Script, runs: list[list], masks: np.ndarray) -> dict[str,
                 "areas": [n if shown else None for n, shown in area],
             }
         )
+    things += _light_instances(script, labels)
     video = {
         "height": script.config.height,
         "width": script.config.width,
@@ -243,6 +247,29 @@ def _instances(script: Script, runs: list[list], masks: np.ndarray) -> dict[str,
         "file_names": [f"{script.name}/{name}.jpg" for name in _frame_names(script.seconds)],
     }
     return {"video": video, "annotations": things}
+
+
+def _light_instances(script: Script, labels: dict[str, int]) -> list[dict[str, Any]]:
+    """The traffic light: one instance for each colour that it shows, where it shows it."""
+    mask = lamp_mask(script.config)
+    if not mask.any():
+        return []
+    (x0, y0, x1, y1) = boxes_of(mask[None, None])[0, 0].tolist()
+    run, area = rle.encode(mask), int(mask.sum())
+    shown = [light_at(script, float(second)) for second in range(script.seconds)]
+    return [
+        {
+            "category_id": labels[f"{colour} light"],
+            "iscrowd": 0,
+            "height": script.config.height,
+            "width": script.config.width,
+            "segmentations": [run if now == colour else None for now in shown],
+            "bboxes": [[x0, y0, x1 - x0, y1 - y0] if now == colour else None for now in shown],
+            "areas": [area if now == colour else None for now in shown],
+        }
+        for colour in LIGHTS
+        if colour in shown
+    ]
 
 
 def _expressions(script: Script, runs: list[list]) -> list[tuple]:
@@ -275,6 +302,7 @@ def _frame_names(seconds: int) -> list[str]:
 def _things(config: WorldConfig) -> dict[str, int]:
     """Class numbers of the things; 0 stays free, for no pixel of class 0 is ever learned."""
     names = [f"{colour} {shape}" for colour in config.colours for shape in config.shapes]
+    names += [f"{colour} light" for colour in LIGHTS]
     return {"background": 0} | {name: i for i, name in enumerate(names, start=1)}
 
 

@@ -1,0 +1,101 @@
+"""Samples for an assistant's training: one clip, and several dialogues about it.
+
+Dialogues about one clip contrast ("turns red" against "turns green"), and share the cost of looking
+at it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from streamjax.data.annotations.streamo import Record, read_records
+from streamjax.data.chat import IGNORE, LLAVA, Encoded, encode
+from streamjax.data.dense import clip_frames
+from streamjax.data.dialogue import to_stream
+from streamjax.data.video import probe
+
+SYSTEM_PROMPT = "Watch."  # the demo's; three tokens instead of the published prompt's 191
+
+
+@dataclass(frozen=True)
+class ClipRecords:
+    """A video file and the raw records about it."""
+
+    video_path: Path
+    records: tuple[Record, ...]
+
+
+def read_clips(file: str | Path, *, root: str | Path) -> list[ClipRecords]:
+    """The records of a Streamo annotation file, grouped by video, in the file's order."""
+    grouped: dict[Path, list[Record]] = {}
+    for record in read_records(file, root=root):
+        grouped.setdefault(record.video, []).append(record)
+    return [ClipRecords(path, tuple(records)) for path, records in grouped.items()]
+
+
+def messages_of(record: Record, turns: int, system_prompt: str = SYSTEM_PROMPT) -> list[dict]:
+    """The dialogue of a record as chat messages, one `<image>` per second."""
+    stream = to_stream(record.content, turns, system_prompt=system_prompt)
+    return [
+        {**message, "content": message["content"].replace("<stream>", "<image>")}
+        for message in stream["messages"]
+    ]
+
+
+def turns_in(path: Path) -> int:
+    """How many seconds of a video are turns of a dialogue at 1 fps."""
+    return int(probe(path).duration)
+
+
+@dataclass
+class DialogueSamples:
+    """Clip -> {"frames" uint8 [t h w 3], "tokens" and "labels" int32 [k l]}.
+
+    `dialogues` records of the clip are drawn for every sample; frames and rows are padded to
+    `frames` and `length` (the last frame repeated, token 0, label -100). Longer ones raise, and so
+    are skipped and counted by the pipeline. `visual` is the number of tokens of a frame.
+    """
+
+    tokenizer: Any
+    frames: int
+    length: int
+    dialogues: int
+    visual: int
+
+    def __call__(self, clip: ClipRecords, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        turns = turns_in(clip.video_path)
+        if turns > self.frames:
+            raise ValueError(f"{turns} seconds, wanted at most {self.frames}")
+        count = len(clip.records)
+        chosen = rng.permutation(count)[: self.dialogues]
+        chosen = np.resize(chosen, self.dialogues)  # a clip with few records repeats them
+        tokens = np.zeros((self.dialogues, self.length), np.int32)
+        labels = np.full_like(tokens, IGNORE)
+        for row, index in enumerate(chosen):
+            encoded = self.encode(clip.records[index], turns)
+            size = len(encoded.tokens)
+            if size > self.length:
+                raise ValueError(f"{size} tokens, wanted at most {self.length}")
+            tokens[row, :size] = encoded.tokens
+            labels[row, :size] = encoded.labels
+        return {
+            "frames": clip_frames(clip.video_path, self.frames),
+            "tokens": tokens,
+            "labels": labels,
+        }
+
+    def encode(self, record: Record, turns: int) -> Encoded:
+        return encode(self.tokenizer, messages_of(record, turns), self.visual, format=LLAVA)
+
+
+def longest(samples: DialogueSamples, clips: Sequence[ClipRecords], multiple: int = 16) -> int:
+    """The length that every dialogue of `clips` fits into, rounded up to a multiple."""
+    size = max(
+        len(samples.encode(record, turns_in(clip.video_path)).tokens)
+        for clip in clips
+        for record in clip.records
+    )
+    return -(-size // multiple) * multiple

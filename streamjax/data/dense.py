@@ -1,0 +1,156 @@
+"""Per-patch words for a tower to learn: what stands there, what it is doing, what it just did.
+
+Joins two annotation files that any data set of instance masks and moments has: the masks say which
+"red circle" covers a patch, the grounded sentence "the red circle grows" says when it acts.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int8
+
+from streamjax.data.annotations.files import read_label_sets
+from streamjax.data.annotations.masks import Instances, class_map, read_instances
+from streamjax.data.annotations.moments import Moment, read_grounding, read_localization
+from streamjax.data.video import video
+from streamjax.errors import InputError
+
+ASPECTS = ("colour", "shape", "doing", "done")
+
+
+@dataclass(frozen=True)
+class Words:
+    """The labels of each aspect; number 0 of each is "none", and label i is `words[i - 1]`."""
+
+    colour: tuple[str, ...]
+    shape: tuple[str, ...]
+    action: tuple[str, ...]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Labels per aspect, "none" included."""
+        action = len(self.action) + 1
+        return {
+            "colour": len(self.colour) + 1,
+            "shape": len(self.shape) + 1,
+            "doing": action,
+            "done": action,
+        }
+
+
+@dataclass(frozen=True)
+class DenseClip:
+    """A video file with its masks, and its moments as (category name, action, windows)."""
+
+    path: Path
+    masks: Instances
+    moments: tuple[tuple[str, str, tuple[tuple[float, float], ...]], ...]
+
+
+def read_words(folder: str | Path, dataset: str = "World") -> Words:
+    """The words of a data set whose categories are called "<colour> <shape>"."""
+    folder = Path(folder)
+    things = read_label_sets(folder / "vis" / "label2id.json")[dataset]
+    pairs = [name.split(" ", 1) for name in things if " " in name]
+    verbs = read_label_sets(folder / "localization" / "label2id.json")[dataset]
+    return Words(
+        tuple(dict.fromkeys(colour for colour, _ in pairs)),
+        tuple(dict.fromkeys(shape for _, shape in pairs)),
+        tuple(verbs),
+    )
+
+
+def read_dense(folder: str | Path, split: str, dataset: str = "World") -> list[DenseClip]:
+    """The clips of one split of a folder laid out as `world_files` writes it.
+
+    Raises InputError when a file is corrupt, FileNotFoundError when one is missing.
+    """
+    folder = Path(folder)
+    labels = read_label_sets(folder / "vis" / "label2id.json")[dataset]
+    videos = read_instances(
+        folder / "vis" / f"{split}_{dataset}.json", root=folder / "vis" / "frames", labels=labels
+    )
+    moments: dict[str, list[Moment]] = {}
+    for moment in read_grounding(folder / "grounding" / f"{split}.csv", root=folder / "videos"):
+        moments.setdefault(moment.video.stem, []).append(moment)
+    verbs = read_label_sets(folder / "localization" / "label2id.json")
+    acts = read_localization(
+        folder / "localization" / f"{split}.csv", verbs, root=folder / "videos"
+    )
+    known = sorted({act.text for act in acts}, key=len, reverse=True)
+    clips = []
+    for found in videos:
+        name = found.frames[0].parent.name
+        told = tuple(
+            (subject, verb, moment.windows)
+            for moment in moments.get(name, [])
+            for subject, verb in [_split(moment.text, known)]
+        )
+        clips.append(DenseClip(folder / "videos" / f"{name}.mp4", found, told))
+    return clips
+
+
+def patch_labels(
+    clip: DenseClip,
+    labels: Mapping[str, int],
+    words: Words,
+    *,
+    frames: int,
+    patch: int,
+    share: float = 0.16,
+) -> Int8[np.ndarray, "4 t p"]:
+    """The labels of each patch of the first `frames` seconds, one row per aspect.
+
+    A patch belongs to the category that covers most of it, if that is at least `share` of its
+    area. "doing" lasts while a moment does; "done" marks the one second after. Seconds that the
+    clip does not have are -1.
+    """
+    names = {number: name for name, number in labels.items()}
+    rows, columns = clip.masks.height // patch, clip.masks.width // patch
+    out = np.full((len(ASPECTS), frames, rows * columns), -1, np.int8)
+    for second in range(min(frames, len(clip.masks.frames))):
+        pixels = class_map(clip.masks, second)[: rows * patch, : columns * patch]
+        blocks = pixels.reshape(rows, patch, columns, patch).swapaxes(1, 2)
+        blocks = blocks.reshape(rows * columns, patch * patch)
+        out[:, second] = 0
+        for number in np.unique(blocks[blocks > 0]):
+            cover = (blocks == number).mean(1)
+            here = (cover >= share) & (cover >= _best_other(blocks, number))
+            colour, shape = names[int(number)].split(" ", 1)
+            out[0, second, here] = words.colour.index(colour) + 1
+            out[1, second, here] = words.shape.index(shape) + 1
+            for subject, action, windows in clip.moments:
+                if subject != names[int(number)]:
+                    continue
+                verb = words.action.index(action) + 1
+                if any(start <= second <= end for start, end in windows):
+                    out[2, second, here] = verb
+                if any(int(np.floor(end)) + 1 == second for _, end in windows):
+                    out[3, second, here] = verb
+    return out
+
+
+@lru_cache(maxsize=4096)
+def clip_frames(path: Path, frames: int) -> np.ndarray:
+    """The first `frames` seconds of a video at 1 fps, uint8 [t h w 3], the last frame repeated.
+
+    Kept in memory: 4096 clips of 20 frames of 64x64 are 1 GB, and an epoch decodes nothing twice.
+    """
+    found = list(video(path, fps=1, max_frames=frames))
+    return np.stack(found + [found[-1]] * (frames - len(found)))
+
+
+def _best_other(blocks: np.ndarray, number: int) -> np.ndarray:
+    others = [(blocks == n).mean(1) for n in np.unique(blocks[blocks > 0]) if n != number]
+    return np.max(others, axis=0) if others else np.zeros(len(blocks))
+
+
+def _split(text: str, verbs: Sequence[str]) -> tuple[str, str]:
+    """ "the red circle grows" -> ("red circle", "grows")."""
+    for verb in verbs:
+        if text.startswith("the ") and text.endswith(f" {verb}"):
+            return text[len("the ") : -len(verb) - 1], verb
+    raise InputError(f"moment {text!r}: wanted 'the <category> <verb>' with a known verb")
