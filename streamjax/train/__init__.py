@@ -10,7 +10,7 @@ A recipe is a file with `def config() -> TrainConfig`; the shipped ones are foun
 from streamjax.data.pipeline import DataConfig
 from streamjax.train.config import CheckpointConfig, MeshConfig, OptimConfig, TrainConfig
 from streamjax.train.loop import NotFiniteError, TrainResult, train
-from streamjax.train.recipes import describe, load_recipe, override
+from streamjax.train.recipes import describe, load_module, load_recipe, override
 
 __all__ = [
     "CheckpointConfig",
@@ -21,6 +21,7 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "describe",
+    "load_module",
     "load_recipe",
     "override",
     "train",

@@ -32,11 +32,12 @@ class OptimConfig:
     down to `final` * lr. `clip` bounds the global norm of the gradient (None: never). `no_decay` is
     asked with each parameter's path ("decoder/layers/attn/q/kernel") and its number of dimensions,
     the axis of stacked layers not counted. Muon takes the kernels with two such dimensions, layer
-    by layer; embeddings and the output head stay with AdamW.
+    by layer; embeddings and the output head stay with AdamW, at the rate `adam_lr` (None: lr).
     """
 
     kind: Literal["adamw", "muon"] = "adamw"
     lr: float
+    adam_lr: float | None = None
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: float = 0.0
     final: float = 0.0

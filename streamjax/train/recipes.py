@@ -20,21 +20,33 @@ from streamjax.train.config import TrainConfig
 C = TypeVar("C")
 
 
-def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> TrainConfig:
+def load_recipe(
+    name: str | Path, overrides: Iterable[str] = (), **arguments: Any
+) -> TrainConfig:
     """The TrainConfig of a recipe file, or of the shipped recipe of that name, with overrides.
+
+    `arguments` go to the recipe's `config`, whose parameters all have defaults.
 
     Raises FileNotFoundError when there is no such file or name; InputError when the file does not
     define `config()` or an override is wrong (`override` tells how).
     """
+    module = load_module(name)
+    config = module.config(**arguments) if hasattr(module, "config") else None
+    if not isinstance(config, TrainConfig):
+        raise InputError(
+            f"{module.__file__}: wanted `def config() -> TrainConfig`, found {config!r}"
+        )
+    return override(config, overrides)
+
+
+def load_module(name: str | Path) -> types.ModuleType:
+    """A recipe file run as a module of its own; recipes build on one another through it."""
     path = find_recipe(name)
     # Run, not imported: no package knows it, so workers get its functions by value.
     module = types.ModuleType(f"recipe_{path.stem}")
     module.__file__ = str(path)
     exec(compile(path.read_text(), str(path), "exec"), module.__dict__)
-    config = module.config() if hasattr(module, "config") else None
-    if not isinstance(config, TrainConfig):
-        raise InputError(f"{path}: wanted `def config() -> TrainConfig`, found {config!r}")
-    return override(config, overrides)
+    return module
 
 
 def find_recipe(name: str | Path) -> Path:
