@@ -1,0 +1,79 @@
+"""The demo's tower: a small StreamFormer learns the embedded world, patch by patch.
+
+    streamjax demo                                      # makes the world, then runs this and the rest
+    streamjax train demo_tower optim.lr=0.01            # once runs/demo/world is there
+
+Dense alignment: every patch is matched with the words for what stands there (colour, shape), what
+it is doing and what it just did. The time table has two rows and a frame sees the frame before it:
+with the last row held, a stream cannot tell its earlier frames apart by time, and a window of two
+leaves nothing to tell apart. Three layers see four seconds.
+"""
+
+import functools
+from pathlib import Path
+
+from flax import nnx
+
+from streamjax.data.annotations.files import read_label_sets
+from streamjax.data.dense import clip_frames, patch_labels, read_dense, read_words
+from streamjax.models.streamformer import StreamFormer, StreamFormerConfig
+from streamjax.train import CheckpointConfig, DataConfig, OptimConfig, TrainConfig
+from streamjax.train.objectives import AlignedTower, align_patches
+
+SECONDS = 20
+TOWER = StreamFormerConfig(
+    image_size=64,
+    patch_size=16,
+    num_frames=2,
+    hidden_size=96,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    intermediate_size=384,
+    initializer_range=0.1,
+    enable_causal_temporal=True,
+)
+
+
+def fresh(rngs, sizes):
+    tower = StreamFormer(TOWER, rngs=rngs)
+    # The original starts from SigLIP with its temporal branches shut; from scratch they are open.
+    tower.layers.gate.set_value(tower.layers.gate[...] + 1.0)
+    return AlignedTower(tower, sizes, rngs=rngs)
+
+
+def sample(clip, rng, *, labels, words):
+    del rng
+    patch = TOWER.patch_size
+    return {
+        "frames": clip_frames(clip.path, SECONDS),
+        "labels": _labels(clip, tuple(labels.items()), words, patch),
+    }
+
+
+@functools.lru_cache(maxsize=4096)
+def _labels(clip, labels, words, patch):
+    return patch_labels(clip, dict(labels), words, frames=SECONDS, patch=patch)
+
+
+def config(world: str | Path = "runs/demo/world", steps: int = 1000) -> TrainConfig:
+    world = Path(world)
+    words = read_words(world)
+    labels = read_label_sets(world / "vis" / "label2id.json")["World"]
+    return TrainConfig(
+        name="demo_tower",
+        steps=steps,
+        batch_size=8,
+        model=functools.partial(fresh, sizes=words.sizes),
+        weights="fresh",
+        objective=align_patches,
+        data=DataConfig(
+            source=functools.partial(read_dense, world, "train"),
+            transform=functools.partial(sample, labels=labels, words=words),
+            threads=1,
+            ahead=24,
+        ),
+        optim=OptimConfig(
+            kind="muon", lr=0.02, adam_lr=3e-3, b2=0.99, warmup=0.05, final=0.02, weight_decay=0.01
+        ),
+        checkpoint=CheckpointConfig(every=250),
+    )
