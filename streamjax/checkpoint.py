@@ -60,9 +60,8 @@ def restore(
 
     def load(step: int) -> tuple[int, nnx.State, Any]:
         wanted = {"model": _flat_model(model), "optimizer": _flat(optimizer)}
-        stored = checkpoints.checkpointables_metadata(step).metadata
         for part, tree in wanted.items():
-            _check(tree, stored[part], f"{checkpoints.directory}/{step}: {part}")
+            _check(checkpoints, step, part, tree)
         found = checkpoints.load_checkpointables(step, {**wanted, "data": data})
         leaves = [found["optimizer"][name] for name in wanted["optimizer"]]
         return (
@@ -104,8 +103,7 @@ def latest_params(run: str | Path, abstract: nnx.State, *, mesh: Mesh | None = N
     with open_run(run) as checkpoints:
 
         def load(step: int) -> nnx.State:
-            stored = checkpoints.checkpointables_metadata(step).metadata["model"]
-            _check(wanted, stored, f"{run}/checkpoints/{step}: model")
+            _check(checkpoints, step, "model", wanted)
             found = checkpoints.load_checkpointables(step, {"model": wanted})
             return _unflat_model(abstract, found["model"])
 
@@ -140,7 +138,7 @@ def difference(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str | Non
 
 
 def _newest_good(checkpoints: Checkpointer, load: Callable[[int], T], *, aside: bool) -> T | None:
-    for one in reversed(checkpoints.checkpoints):
+    for one in reversed(list(checkpoints.checkpoints)):
         try:
             return load(one.step)
         except InputError:
@@ -151,15 +149,18 @@ def _newest_good(checkpoints: Checkpointer, load: Callable[[int], T], *, aside: 
             log.warning("SKIPPED checkpoint %s, which cannot be read (%s)", path, said)
             if aside and jax.process_index() == 0:
                 path.rename(path.with_name(f"broken-{one.step}"))
-    if aside:
-        checkpoints.reload()
+            checkpoints.reload()
     return None
 
 
-def _check(wanted: Mapping[str, Any], stored: Mapping[str, Any], where: str) -> None:
+def _check(checkpoints: Checkpointer, step: int, part: str, wanted: Mapping[str, Any]) -> None:
+    folder = f"{checkpoints.directory}/{step}"
+    stored: Any = ocp.metadata(folder, checkpointable_name=part).metadata
+    if stored is None:  # what Orbax says of a damaged file
+        raise OSError(f"the table of {part} is damaged")
     told = difference(wanted, stored)
     if told:
-        raise InputError(f"{where} does not fit: {told}: use the recipe that the run began with")
+        raise InputError(f"{folder}: {part} does not fit: {told}: use the recipe it was made with")
 
 
 def _flat_model(state: nnx.State) -> dict[str, Any]:

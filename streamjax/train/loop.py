@@ -31,8 +31,8 @@ from streamjax.train.step import make_step, put
 
 log = logging.getLogger(__name__)
 
-# What may change between a run and its resumption without changing a single number.
-NEUTRAL = ("checkpoint", "log_every", "data.workers", "data.threads", "data.ahead")
+# What may change between a run and its resumption: it decides no number (the mesh only rounding).
+NEUTRAL = ("checkpoint", "log_every", "mesh", "data.workers", "data.threads", "data.ahead")
 
 
 class NotFiniteError(RuntimeError):
@@ -157,7 +157,7 @@ class _Run:
         window: deque[dict[str, Any]] = deque(maxlen=max(50, config.log_every))
         saved = start
         # One step stays in flight: its numbers are read while the next one already runs.
-        flying: tuple[int, dict[str, jax.Array], dict[str, float]] | None = None
+        flying: tuple[int, dict[str, jax.Array], dict[str, Any]] | None = None
         with progress(config.name, config.steps, start) as show:
 
             def land() -> None:
@@ -190,7 +190,7 @@ class _Run:
         return state
 
     def _log(
-        self, step: int, metrics: dict[str, jax.Array], extra: dict[str, float]
+        self, step: int, metrics: dict[str, jax.Array], extra: dict[str, Any]
     ) -> dict[str, Any]:
         row = {"step": step, **{k: np.asarray(v).tolist() for k, v in metrics.items()}, **extra}
         for key in ("loss", "grad_norm"):

@@ -20,9 +20,12 @@ from streamjax.train.optim import make_optimizer
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """The number of steps done, the parameters trained and not, and the optimiser's moments."""
+    """The number of steps done, the parameters trained and not, and the optimiser's moments.
 
-    step: jax.Array
+    The leaves are arrays, or their shapes or shardings in a tree that describes a state.
+    """
+
+    step: Any  # int32 []
     params: nnx.State
     frozen: nnx.State
     opt_state: optax.OptState

@@ -50,7 +50,7 @@ def make_step(config: TrainConfig, setup: Setup, mesh: Mesh) -> Step:
         after = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
         return after, {
             "loss": loss / count,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "lr": jnp.asarray(schedule(state.step), jnp.float32),
             **{name: _value(metric) for name, metric in metrics.items()},
         }

@@ -1,11 +1,9 @@
-"""A recipe small enough for tests, and a script that trains it: `python toy.py RUN [key=value]`."""
+"""A recipe small enough for tests."""
 
 import dataclasses
-import sys
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from streamjax.models.layers import Linear, stack
@@ -15,9 +13,8 @@ from streamjax.train import (
     MeshConfig,
     OptimConfig,
     TrainConfig,
-    override,
-    train,
 )
+from tests.train.toy_data import records, transform
 
 
 class Toy(nnx.Module):
@@ -37,19 +34,6 @@ class Toy(nnx.Module):
 
 def build(rngs):
     return Toy(rngs=rngs)
-
-
-def records():
-    return [{"path": f"clip{i}.mp4", "label": i % 3} for i in range(64)]
-
-
-def transform(record, rng):
-    x = rng.normal(size=8).astype(np.float32)
-    x[record["label"]] += 2
-    # Every third row has half its labels, so that a token mean is not a row mean.
-    labels = np.full(4, record["label"], np.int32)
-    labels[2:] = -100 if record["label"] == 0 else labels[2:]
-    return {"x": x, "labels": labels}
 
 
 def objective(model, batch):
@@ -83,7 +67,3 @@ def config(**changes) -> TrainConfig:
         log_every=4,
     )
     return dataclasses.replace(base, **changes)
-
-
-if __name__ == "__main__":
-    train(override(config(), sys.argv[2:]), sys.argv[1])

@@ -1,0 +1,146 @@
+"""Written whole, restored by name onto any mesh, told in one line when it does not fit."""
+
+import logging
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from streamjax import checkpoint
+from streamjax.errors import InputError
+from streamjax.models.layers import Linear, stack
+from streamjax.sharding import make_mesh, shardings_of
+
+pytestmark = [pytest.mark.devices, pytest.mark.xdist_group("devices")]
+
+
+class Net(nnx.Module):
+    def __init__(self, width, *, rngs):
+        self.inner = Linear(8, width, ("embed", "mlp"), rngs=rngs)
+        self.layers = stack(lambda r: Linear(width, width, ("embed", "mlp"), rngs=r), 2, rngs)
+
+
+class Place:
+    """The least that a data iterator must do for Orbax: save and load its place."""
+
+    def __init__(self, at=0):
+        self.at = at
+
+    async def save(self, directory):
+        async def write():
+            path = await directory.await_creation()
+            (path / "at").write_text(str(self.at))
+
+        return write()
+
+    async def load(self, directory):
+        async def read():
+            self.at = int((directory / "at").read_text())
+
+        return read()
+
+
+def net(width=16, seed=0):
+    return nnx.state(Net(width, rngs=nnx.Rngs(seed)))
+
+
+def shapes(width=16):
+    return nnx.state(nnx.eval_shape(lambda: Net(width, rngs=nnx.Rngs(0))))
+
+
+def equal(left, right):
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), b), left, right)
+
+
+def target(mesh, width=16):
+    abstract = {"model": shapes(width), "optimizer": (shapes(width), jnp.int32(0))}
+    return {k: checkpoint.placed(v, shardings_of(v, mesh)) for k, v in abstract.items()}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run with steps 2 and 3 of 1, 2, 3, saved from a mesh."""
+    path = tmp_path_factory.mktemp("run")
+    mesh = make_mesh(data=2, fsdp=4)
+    with checkpoint.open_run(path, keep=2) as checkpoints:
+        for step in (1, 2, 3):
+            model = jax.device_put(net(seed=step), shardings_of(shapes(), mesh))
+            optimizer = (model, jnp.int32(step))
+            checkpoint.save(
+                checkpoints, step, model=model, optimizer=optimizer, data=Place(10 * step)
+            )
+    return path
+
+
+def test_the_newest_steps_are_kept(run):
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["2", "3"]
+    assert checkpoint.latest_step(run) == 3
+    assert checkpoint.latest_step(run / "nothing") is None
+
+
+def test_all_comes_back_onto_another_mesh(run):
+    mesh, place = make_mesh(fsdp=2, tensor=4, data=1), Place()
+    with checkpoint.open_run(run) as checkpoints:
+        step, model, (moments, count) = checkpoint.restore(checkpoints, **target(mesh), data=place)
+    assert (step, place.at, int(count)) == (3, 30, 3)
+    equal(model, net(seed=3))
+    equal(moments, net(seed=3))
+    assert model["inner"]["kernel"].get_value().sharding.mesh.shape["tensor"] == 4
+
+
+def test_the_parameters_alone_come_in_the_wanted_dtype_and_place(run):
+    state = checkpoint.latest_params(run, shapes())
+    equal(state, net(seed=3))
+    assert len(jax.tree.leaves(state)[0].sharding.device_set) == 1
+    half = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jnp.bfloat16), shapes())
+    state = checkpoint.latest_params(run, half, mesh=make_mesh(fsdp=8))
+    equal(state, jax.tree.map(lambda a: a.astype(jnp.bfloat16), net(seed=3)))
+    assert len(jax.tree.leaves(state)[0].sharding.device_set) == 8
+
+
+def test_another_shape_is_told_by_name(run):
+    with pytest.raises(InputError) as told:
+        checkpoint.latest_params(run, shapes(width=24))
+    text = str(told.value)
+    assert "4 mis-shaped: inner.bias (found (16,), wanted (24,))" in text
+    assert "\n" not in text
+
+
+def test_missing_and_extra_names_are_told():
+    array = jnp.zeros(2)
+    assert checkpoint.difference({"a": array}, {"a": array}) is None
+    many = {f"x{i}": array for i in range(7)}
+    assert checkpoint.difference({"a": array, "b": array}, {"b": array, **many}) == (
+        "1 missing: a; 7 extra: x0, x1, x2, x3, x4 and 2 more"
+    )
+
+
+def test_a_run_without_checkpoints_is_told(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no finished checkpoint"):
+        checkpoint.latest_params(tmp_path, shapes())
+
+
+def test_a_step_that_cannot_be_read_is_put_aside_loudly(run, tmp_path, caplog):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    for file in (copy / "checkpoints" / "3" / "model").rglob("d/*"):
+        file.write_bytes(file.read_bytes()[:20])
+    half = copy / "checkpoints" / "4.orbax-checkpoint-tmp"
+    half.mkdir()
+    with caplog.at_level(logging.WARNING):
+        equal(checkpoint.latest_params(copy, shapes()), net(seed=2))
+    assert "SKIPPED checkpoint" in caplog.text
+    place = Place()
+    with checkpoint.open_run(copy, keep=2) as checkpoints:
+        goal = target(make_mesh(data=-1))
+        step, model, _ = checkpoint.restore(checkpoints, **goal, data=place)
+        assert (step, place.at) == (2, 20)
+        equal(model, net(seed=2))
+        # The run goes on and writes that step again.
+        checkpoint.save(checkpoints, 3, model=model, optimizer=(model, 0), data=place)
+    assert checkpoint.latest_step(copy) == 3
+    equal(checkpoint.latest_params(copy, shapes()), net(seed=2))
+    assert not half.exists()
