@@ -9,7 +9,7 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
 import tyro
@@ -71,13 +71,20 @@ def stream(
         out: The folder to write to; without it beside the video.
     """
     import streamjax as sj
+    from streamjax.models.streamformer import StreamFormer
     from streamjax.stream.watch import HEADER, turn_line, watch, write_files
 
     if len(at) > len(ask):
         raise InputError(f"found {len(at)} --at for {len(ask)} --ask: wanted at most one each")
-    limit = None if seconds is None else max(round(seconds * fps), 1)
-    frames = sj.video(video, fps=fps, max_frames=limit)
-    watcher = sj.Stream(_load(model, "decoder", "an assistant"), window=window)
+    if window is not None and window < 2:
+        raise InputError(f"--window is {window} turns, wanted at least 2")
+    frames = sj.video(video, fps=fps, max_frames=_frames_in(seconds, fps))
+    loaded = sj.load(model)
+    if isinstance(loaded, StreamFormer):
+        raise InputError(f"{model}: a StreamFormer has no words; use streamjax encode")
+    if loaded.assets.tokenizer is None:
+        raise InputError(f"{model}: no tokenizer.json; a question needs the model's tokenizer")
+    watcher = sj.Stream(loaded, window=window, fps=fps)
     questions = [(at[i] if i < len(at) else 0.0, words) for i, words in enumerate(ask)]
 
     def show(turn):
@@ -119,7 +126,7 @@ def encode(
 
     import streamjax as sj
 
-    limit = None if seconds is None else max(round(seconds * fps), 1)
+    limit = _frames_in(seconds, fps)
     frames = sj.video(video, fps=fps, max_frames=limit)
     loaded = sj.load(model)
     watcher = sj.Stream(getattr(loaded, "tower", loaded), tower_window=tower_window)
@@ -264,13 +271,8 @@ def _tell_codecs():
         print(f"{name}: decode {has(name, 'r')}, encode {has(encoder, 'w')}")
 
 
-def _load(model: str, part: str, wanted: str) -> Any:
-    import streamjax as sj
-
-    loaded = sj.load(model)
-    if not hasattr(loaded, part):
-        raise InputError(f"{model}: holds a {type(loaded).__name__}, wanted {wanted}")
-    return loaded
+def _frames_in(seconds: float | None, fps: float) -> int | None:
+    return None if seconds is None else max(round(seconds * fps), 1)
 
 
 @contextlib.contextmanager

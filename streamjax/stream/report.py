@@ -304,7 +304,8 @@ def _reel(pictures: Sequence[bytes], step: float, width: float, tiny: str) -> st
 def _ticks(turns: Sequence[TracedTurn], step: float, y: int) -> str:
     every = next((n for n in (1, 2, 5, 10, 15, 30, 60, 120, 300) if n * step >= 44), 600)
     return "".join(
-        f'<text class="tick" x="{max((i + 0.5) * step, 13):.1f}" y="{y}">{clock(float(turn.time))}</text>'
+        f'<text class="tick" x="{max((i + 0.5) * step, 13.0):.1f}" y="{y}">'
+        f"{clock(float(turn.time))}</text>"
         for i, turn in enumerate(turns)
         if i % every == 0
     )

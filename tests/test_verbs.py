@@ -1,0 +1,138 @@
+"""The verbs on real folders and files: a tiny model watches a tiny video, from the command line."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import streamjax as sj
+from streamjax import cli
+from streamjax.data.processors import Assets, ImageProcessor
+from streamjax.data.tokenizer import build_word_tokenizer
+from streamjax.data.video import write_video
+from streamjax.models.decoder import DecoderConfig
+from streamjax.models.llava_streamformer import LlavaStreamFormer, LlavaStreamFormerConfig
+from streamjax.models.streamformer import StreamFormer, StreamFormerConfig
+
+TOWER = StreamFormerConfig(
+    image_size=16, patch_size=8, num_frames=4, hidden_size=16, num_hidden_layers=1,
+    num_attention_heads=2, intermediate_size=16, enable_causal_temporal=True,
+    add_lora_spatial=True,
+)  # fmt: skip
+
+
+def filled(make):
+    """What `make()` makes, its parameters drawn by numpy: compiling the initialisers takes longer
+    than all the rest of these tests."""
+    graph, shapes = nnx.split(nnx.eval_shape(make))
+    rng = np.random.default_rng(0)
+    values = jax.tree.map(lambda a: jnp.asarray(rng.normal(0, 0.2, a.shape), a.dtype), shapes)
+    return nnx.merge(graph, values)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a video, an assistant, a StreamFormer, and files that are none of these."""
+    home = tmp_path_factory.mktemp("verbs")
+    tokenizer = build_word_tokenizer(["what moves ?"], home / "words", numbers=20, tags=20)
+    settings = json.loads((home / "words" / "tokenizer_config.json").read_text())
+    settings["system_prompt"] = "what moves ?"
+    (home / "words" / "tokenizer_config.json").write_text(json.dumps(settings))
+    decoder = DecoderConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=4096,
+    )  # fmt: skip
+    config = LlavaStreamFormerConfig(tower=TOWER, decoder=decoder)
+    processor = ImageProcessor(size=(16, 16))
+    assistant = filled(lambda: LlavaStreamFormer(config, rngs=nnx.Rngs(0)))
+    assistant.assets = Assets(tokenizer=str(home / "words"), processor=processor)
+    sj.save(assistant, home / "assistant")
+    tower = filled(lambda: StreamFormer(TOWER, rngs=nnx.Rngs(0)))
+    tower.assets = Assets(processor=processor)
+    sj.save(tower, home / "tower")
+    frames = np.random.default_rng(0).integers(0, 255, (12, 24, 32, 3), dtype=np.uint8)
+    write_video(home / "clip.mp4", frames, 2)
+    (home / "broken.mp4").write_bytes((home / "clip.mp4").read_bytes()[:200])
+    return home
+
+
+def test_stream_prints_a_line_a_turn_and_writes_three_files(folder, capsys):
+    args = ["stream", str(folder / "assistant"), str(folder / "clip.mp4")]
+    code = cli.main([*args, "--ask", "what moves ?", "--ask", "what ?", "--at", "0", "--at", "3"])
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines] == [f"0:0{i}" for i in range(6)]
+    for line in lines:
+        state, *numbers = line.split()[1:5]
+        assert state in ("Silence", "Standby", "Response")
+        assert sum(map(float, numbers)) == pytest.approx(1, abs=2e-3)
+    trace = [json.loads(line) for line in (folder / "clip.jsonl").read_text().splitlines()]
+    asked = [turn.get("question") for turn in trace]
+    assert asked == ["what moves ?", None, None, "what ?", None, None]
+    assert "what moves ?" in (folder / "clip.report.html").read_text()
+    assert (folder / "clip.vtt").read_text().startswith("WEBVTT")
+
+
+def test_fps_seconds_and_out(folder, capsys, tmp_path):
+    args = ["stream", str(folder / "assistant"), str(folder / "clip.mp4"), "--fps", "2"]
+    assert cli.main([*args, "--seconds", "2", "--out", str(tmp_path / "new")]) == 0
+    times = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert times == ["0:00", "0:00.5", "0:01", "0:01.5"]
+    names = sorted(p.name for p in (tmp_path / "new").iterdir())
+    assert names == ["clip.jsonl", "clip.report.html", "clip.vtt"]
+
+
+def test_encode_writes_features(folder, capsys, tmp_path):
+    for model in ("tower", "assistant"):
+        out = tmp_path / "features" / f"{model}.npz"
+        args = ["encode", str(folder / model), str(folder / "clip.mp4"), "--out", str(out)]
+        assert cli.main(args) == 0
+        assert "pooled [6, 16], tokens [6, 4, 16], times [6]" in capsys.readouterr().out
+        with np.load(out) as arrays:
+            assert arrays["tokens"].dtype == np.float32
+            assert arrays["times"].tolist() == [0, 1, 2, 3, 4, 5]
+        assert [p.name for p in out.parent.iterdir() if p.name.startswith(".")] == []
+
+
+def test_export_copies_a_model_bit_for_bit(folder, capsys, tmp_path):
+    assert cli.main(["export", str(folder / "assistant"), str(tmp_path / "again")]) == 0
+    for name in ("model.safetensors", "tokenizer.json", "preprocessor_config.json"):
+        ours, theirs = tmp_path / "again" / name, folder / "assistant" / name
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["stream", "assistant", "broken.mp4"], "broken.mp4"),
+        (["stream", "tower", "clip.mp4"], "use streamjax encode"),
+        (["stream", "words", "clip.mp4"], "config.json"),
+        (["stream", "assistant", "clip.mp4", "--window", "1"], "wanted at least 2"),
+        (["stream", "assistant", "clip.mp4", "--fps", "0"], "fps"),
+        (["encode", "tower", "words/tokenizer.json"], "tokenizer.json"),
+        (["encode", "nothing", "clip.mp4"], "nothing"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(folder, args, said, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    before = sorted(p.name for p in folder.iterdir())
+    assert cli.main(args) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and said in err
+    assert sorted(p.name for p in folder.iterdir()) == before
+
+
+def test_world_writes_what_it_says_and_repeats_it(capsys, tmp_path):
+    small = ["--train", "1", "--val", "0", "--test", "1", "--novel", "0", "--workers", "0",
+             "--seconds", "8", "9", "--height", "16", "--width", "16"]  # fmt: skip
+    for place in ("a", "b"):
+        assert cli.main(["world", str(tmp_path / place), *small]) == 0
+    assert capsys.readouterr().out.count("1 clips of") == 4
+    for file in ("streamo/train.json", "streamo/test.json", "grounding/test.csv"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    assert cli.main(["world", str(tmp_path / "a"), *small, "--seed", "1"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
