@@ -3,6 +3,7 @@
 import functools
 import http.server
 import importlib.util
+import math
 import socket
 import struct
 import threading
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 import streamjax as sj
+from streamjax.data.container import Source
 from streamjax.data.video import probe, read_frames, video, write_video
 from streamjax.errors import InputError
 
@@ -108,6 +110,48 @@ def test_time_rule_is_exact_where_containers_round_time_stamps(tmp_path, suffix)
     assert len(list(video(path, fps=30))) == 30
 
 
+def write_encoded(path: Path, frames: np.ndarray, fps: int, x264: str) -> None:
+    """A file whose groups of pictures are as `x264` says."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=fps, options={"x264-params": x264})
+        stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
+        for pixels in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+@pytest.mark.parametrize(("suffix", "clock"), [(".mp4", 15360), (".mkv", 1000)])
+@pytest.mark.parametrize(
+    ("x264", "most"),
+    [
+        ("keyint=10:scenecut=0:bframes=0", 4),
+        ("keyint=7:scenecut=0:bframes=3", 6),
+        ("keyint=12:scenecut=0:bframes=3:b-adapt=0:open-gop=1", 4),
+        ("keyint=1", 4),
+        ("keyint=250:scenecut=0:bframes=0", 63),
+        ("keyint=250:scenecut=0:bframes=3", 37),
+        ("keyint=250:scenecut=0:bframes=16:b-adapt=0:b-pyramid=none", 10),
+    ],
+)
+def test_what_is_not_wanted_is_not_decoded(tmp_path, suffix, clock, x264, most):
+    path = tmp_path / f"clip{suffix}"
+    write_encoded(path, np.ascontiguousarray(counting(63, 16, 16)), 30, x264)
+    every = np.stack(list(video(path, fps=30)))
+    assert [index_of(f) for f in every] == list(range(63))
+    stamps = np.round(np.arange(63) * clock / 30)
+    for fps in (0.7, 1, 4, 7.3, 13, 29):
+        turns = np.arange(math.ceil(2.1 * fps))
+        wanted = np.searchsorted(stamps, turns / fps * clock + 0.5, side="right") - 1
+        np.testing.assert_array_equal(np.stack(list(video(path, fps=fps))), every[wanted])
+    source = Source(path, timeout=1)
+    decoded = 0
+    for _, _ in source.frames():
+        decoded += 1
+        source.wait_for(Fraction(2))
+    assert decoded <= most
+    source.close()
+
+
 def test_train_rule_is_upstreams_interval(tmp_path):
     pytest.importorskip("streamjax.data.dialogue")
     path = tmp_path / "ntsc.mp4"
@@ -189,10 +233,14 @@ def test_frames_that_are_handed_in_pass_through():
 def test_real_footage(name, fps, frames, turns):
     info = probe(footage(name))
     assert info.fps == pytest.approx(fps, rel=1e-3) and info.frames == frames
-    watched = video(footage(name), size=(48, 64))
+    watched = video(footage(name))
     shown = np.stack(list(watched))
-    assert shown.shape == (turns, 48, 64, 3) and shown.std() > 10
+    assert shown.shape == (turns, info.height, info.width, 3) and shown.std() > 10
     assert all(i - 1 / fps < at <= i + 1e-9 for i, at in enumerate(watched.times))
+    # What was left out on the way changes no pixel of what is shown.
+    np.testing.assert_array_equal(
+        read_frames(footage(name), [round(at * info.fps) for at in watched.times]), shown
+    )
 
 
 # Bad input: one line that names the file.
@@ -273,9 +321,14 @@ def test_a_video_without_frames(tmp_path):
 
 
 def test_bad_arguments(clip):
-    for arguments in ({"fps": 0}, {"fps": float("nan")}, {"size": (0, 4)}, {"max_frames": 0}):
-        with pytest.raises(InputError, match=r"wanted"):
-            video(clip, **arguments)
+    for call in (
+        lambda: video(clip, fps=0),
+        lambda: video(clip, fps=float("nan")),
+        lambda: video(clip, size=(0, 4)),
+        lambda: video(clip, max_frames=0),
+    ):
+        with pytest.raises(InputError, match="wanted"):
+            call()
     with pytest.raises(InputError, match="webcam 9876"):
         video(9876)
     with pytest.raises(InputError, match="webcam 9876"):
@@ -300,7 +353,7 @@ def test_writing_is_whole_or_not_at_all(tmp_path):
 
 
 class _Handler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_):
+    def log_message(self, format, *args):
         pass
 
 
