@@ -24,6 +24,22 @@ Bare = tyro.conf.OmitArgPrefixes
 _WORLD = WorldConfig()
 
 
+def demo(*, folder: Path = Path("runs/demo"), fast: bool = False, resume: bool = False):
+    """Makes a small world, trains a StreamFormer and a streaming assistant on it, exports them,
+    scores them on held-out videos and watches one: about ten minutes on two CPU cores.
+
+    Example: streamjax demo --fast --folder runs/quick
+
+    Args:
+        folder: Where everything goes.
+        fast: A reduced world and less training: about a minute, lower quality.
+        resume: Go on in a folder that a demo was begun in.
+    """
+    from streamjax.demo import run
+
+    run(folder, fast=fast, resume=resume)
+
+
 def train(recipe: Place[str], overrides: Place[tuple[str, ...]] = (), /, run: Path | None = None):
     """Trains by a recipe, or goes on where the run stopped, and prints the last row of metrics.
 
