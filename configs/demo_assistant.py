@@ -64,12 +64,12 @@ def assembled(rngs, *, world, tower_run, tokenizer):
 
 
 def _move_words(model, aligned, words, tokenizer):
-    """Embeds each aligned word where the projector would put a patch that shows nothing else."""
+    """Embeds each aligned word where the projector would put a frame that shows nothing else."""
     embed = np.array(model.decoder.embed[...])
     lists = (words.colour, words.shape, words.action, words.action)
     directions: dict[str, np.ndarray] = {}
     for aspect, names in zip(ASPECTS, lists, strict=True):
-        table = np.asarray(aligned.words[aspect][...])[1:]
+        table = np.asarray(aligned.actors[aspect][...])[1:]
         table = table / np.linalg.norm(table, axis=-1, keepdims=True)
         for name, row in zip(names, table, strict=True):
             word = name.split()[0]

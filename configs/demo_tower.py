@@ -4,7 +4,7 @@
     streamjax train demo_tower optim.lr=0.01            # once runs/demo/world is there
 
 Dense alignment: every patch is matched with the words for what stands there (colour, shape), what
-it is doing and what it just did. The time table has two rows and a frame sees the frame before it:
+it is doing and what it just did; every frame, with who acts and how. The time table has two rows and a frame sees the frame before it:
 with the last row held, a stream cannot tell its earlier frames apart by time, and a window of two
 leaves nothing to tell apart. Three layers see four seconds.
 """
@@ -15,10 +15,10 @@ from pathlib import Path
 from flax import nnx
 
 from streamjax.data.annotations.files import read_label_sets
-from streamjax.data.dense import clip_frames, patch_labels, read_dense, read_words
+from streamjax.data.dense import DenseSamples, read_dense, read_words
 from streamjax.models.streamformer import StreamFormer, StreamFormerConfig
 from streamjax.train import CheckpointConfig, DataConfig, OptimConfig, TrainConfig
-from streamjax.train.objectives import AlignedTower, align_patches
+from streamjax.train.objectives import AlignedTower, align
 
 SECONDS = 20
 TOWER = StreamFormerConfig(
@@ -41,20 +41,6 @@ def fresh(rngs, sizes):
     return AlignedTower(tower, sizes, rngs=rngs)
 
 
-def sample(clip, rng, *, labels, words):
-    del rng
-    patch = TOWER.patch_size
-    return {
-        "frames": clip_frames(clip.path, SECONDS),
-        "labels": _labels(clip, tuple(labels.items()), words, patch),
-    }
-
-
-@functools.lru_cache(maxsize=4096)
-def _labels(clip, labels, words, patch):
-    return patch_labels(clip, dict(labels), words, frames=SECONDS, patch=patch)
-
-
 def config(world: str | Path = "runs/demo/world", steps: int = 1000) -> TrainConfig:
     world = Path(world)
     words = read_words(world)
@@ -65,10 +51,10 @@ def config(world: str | Path = "runs/demo/world", steps: int = 1000) -> TrainCon
         batch_size=8,
         model=functools.partial(fresh, sizes=words.sizes),
         weights="fresh",
-        objective=align_patches,
+        objective=align,
         data=DataConfig(
             source=functools.partial(read_dense, world, "train"),
-            transform=functools.partial(sample, labels=labels, words=words),
+            transform=DenseSamples(labels, words, SECONDS, TOWER.patch_size),
             threads=1,
             ahead=24,
         ),

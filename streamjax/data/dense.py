@@ -1,7 +1,8 @@
-"""Per-patch words for a tower to learn: what stands there, what it is doing, what it just did.
+"""Words for a tower to learn: per patch what stands there, per frame who does what.
 
 Joins two annotation files that any data set of instance masks and moments has: the masks say which
-"red circle" covers a patch, the grounded sentence "the red circle grows" says when it acts.
+"red circle" covers a patch, the grounded sentence "the red circle grows" says when it acts. Four
+aspects of each: the colour, the shape, the action that goes on, and the one that ended just now.
 """
 
 from collections.abc import Mapping, Sequence
@@ -131,6 +132,54 @@ def patch_labels(
                 if any(int(np.floor(end)) + 1 == second for _, end in windows):
                     out[3, second, here] = verb
     return out
+
+
+def frame_labels(clip: DenseClip, words: Words, *, frames: int) -> Int8[np.ndarray, "4 t"]:
+    """The labels of each of the first `frames` seconds: who acts, and how; one row per aspect.
+
+    The actor is named while a moment lasts and in the second after; a later moment of the list
+    wins where two overlap. Seconds that the clip does not have are -1.
+    """
+    out = np.full((len(ASPECTS), frames), -1, np.int8)
+    seconds = min(frames, len(clip.masks.frames))
+    out[:, :seconds] = 0
+    for subject, action, windows in clip.moments:
+        colour, shape = subject.split(" ", 1)
+        who = words.colour.index(colour) + 1, words.shape.index(shape) + 1
+        verb = words.action.index(action) + 1
+        for start, end in windows:
+            first, after = int(np.ceil(start)), int(np.floor(end)) + 1
+            out[0, first : after + 1], out[1, first : after + 1] = who
+            out[2, first:after] = verb
+            out[3, after : after + 1] = verb
+    out[:, seconds:] = -1
+    return out
+
+
+@dataclass
+class DenseSamples:
+    """Clip -> {"frames" uint8 [t h w 3], "patches" int8 [4 t p], "actors" int8 [4 t]}.
+
+    labels: category name -> number. Labels are made once a clip and kept.
+    """
+
+    labels: Mapping[str, int]
+    words: Words
+    frames: int
+    patch: int
+
+    def __post_init__(self):
+        self._made: dict[Path, dict[str, np.ndarray]] = {}
+
+    def __call__(self, clip: DenseClip, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        del rng  # nothing is drawn: the whole clip is the sample
+        if clip.path not in self._made:
+            size = {"frames": self.frames, "patch": self.patch}
+            self._made[clip.path] = {
+                "patches": patch_labels(clip, self.labels, self.words, **size),
+                "actors": frame_labels(clip, self.words, frames=self.frames),
+            }
+        return {"frames": clip_frames(clip.path, self.frames), **self._made[clip.path]}
 
 
 @lru_cache(maxsize=4096)

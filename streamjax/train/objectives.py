@@ -18,18 +18,22 @@ Batch = Mapping[str, jax.Array]
 
 
 class AlignedTower(nnx.Module):
-    """A tower and, for each aspect, the embeddings of its labels; `log_scale` as SigLIP's."""
+    """A tower and the embeddings of its labels; `log_scale` as SigLIP's.
+
+    `words` align patches and `actors` whole frames, each with one table per aspect.
+    """
 
     def __init__(self, tower: StreamFormer, sizes: Mapping[str, int], *, rngs: nnx.Rngs):
         width = tower.config.hidden_size
         self.tower = tower
-        self.words = nnx.Dict(
-            {
-                name: parameter(rngs, (size, width), (None, None), jax.nn.initializers.normal(1.0))
-                for name, size in sizes.items()
-            }
-        )
+        self.words = _tables(sizes, width, rngs)
+        self.actors = _tables(sizes, width, rngs)
         self.log_scale = parameter(rngs, (), (), jax.nn.initializers.constant(np.log(10.0)))
+
+
+def _tables(sizes: Mapping[str, int], width: int, rngs: nnx.Rngs) -> nnx.Dict:
+    init = jax.nn.initializers.normal(1.0)
+    return nnx.Dict({k: parameter(rngs, (n, width), (None, None), init) for k, n in sizes.items()})
 
 
 def normalise(frames: jax.Array) -> jax.Array:
@@ -37,26 +41,33 @@ def normalise(frames: jax.Array) -> jax.Array:
     return frames.astype(jnp.float32) / 127.5 - 1.0
 
 
-def align_patches(model: AlignedTower, batch: Batch, *, background: float = 0.15):
-    """Dense alignment of every aspect; each aspect counts alike, whatever it labels.
+def align(model: AlignedTower, batch: Batch, *, background: tuple[float, float] = (0.15, 0.5)):
+    """Dense alignment at two granularities: every patch with its words, every frame with its actor.
 
-    batch: frames uint8 [b t h w 3], labels int [b 4 t p] (`data.dense.patch_labels`).
+    A frame is the mean of its patches, so that what a frame says can be read off any pool of them.
+    Each aspect counts alike, however many patches or frames it labels; `background` weighs "none"
+    (of patches, of frames).
+
+    batch: frames uint8 [b t h w 3], patches int [b 4 t p] (`data.dense.patch_labels`), actors int
+    [b 4 t] (`data.dense.frame_labels`).
     """
     config = model.tower.config
     frames = normalise(batch["frames"])
     tokens = model.tower(frames, time_rule="hold", window=config.num_frames).tokens
-    rows = jnp.float32(len(frames))
+    whole = tokens.mean(2, keepdims=True)
+    scale = jnp.exp(model.log_scale[...])
     total, metrics = jnp.float32(0), {}
     for i, name in enumerate(ASPECTS):
-        loss, count, found = dense_alignment(
-            tokens,
-            model.words[name][...],
-            jnp.exp(model.log_scale[...]),
-            batch["labels"][:, i].astype(jnp.int32),
-            background=background,
-        )
-        total = total + loss / jnp.maximum(count, 1e-6)
-        metrics[f"f1_{name}"] = (2 * found[0], 2 * found[0] + found[1] + found[2])
+        for prefix, seen, tables, labels, weight in (
+            ("patch", tokens, model.words, batch["patches"][:, i], background[0]),
+            ("frame", whole, model.actors, batch["actors"][:, i, :, None], background[1]),
+        ):
+            loss, count, found = dense_alignment(
+                seen, tables[name][...], scale, labels.astype(jnp.int32), background=weight
+            )
+            total = total + loss / jnp.maximum(count, 1e-6)
+            metrics[f"{prefix}_f1_{name}"] = (2 * found[0], 2 * found[0] + found[1] + found[2])
+    rows = jnp.float32(len(frames))
     return total * rows, rows, metrics
 
 
