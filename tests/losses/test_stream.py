@@ -231,3 +231,25 @@ def test_what_cannot_be_meant_is_an_error(state_ids, options, message):
     with pytest.raises(InputError, match=message):
         stream_loss(logits, labels, state_ids, **options)
     assert np.isfinite(stream_loss(logits, labels, None, kind="ce"))
+
+
+@pytest.mark.devices
+@pytest.mark.xdist_group("devices")
+def test_rows_and_vocabulary_may_live_on_different_devices(rng):
+    hidden, kernel, labels = dialogues(rng, b=4)
+    mesh = jax.make_mesh((4, 2), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+
+    def place(x, *axes):
+        spec = jax.sharding.PartitionSpec(*axes)
+        return jax.device_put(x, jax.sharding.NamedSharding(mesh, spec))
+
+    @jax.jit
+    def step(hidden, kernel, labels):
+        def loss(hidden, kernel):
+            return chunked_stream_loss(hidden, kernel, labels, STATES, chunk=5)[0]
+
+        return jax.value_and_grad(loss, (0, 1))(hidden, kernel)
+
+    one = step(hidden, kernel, jnp.asarray(labels))
+    many = step(place(hidden, "data"), place(kernel, None, "tensor"), place(labels, "data"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, many)
