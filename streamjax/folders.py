@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 from streamjax.data.processors import ImageProcessor
@@ -75,6 +76,19 @@ def save(model: Any, folder: str | os.PathLike) -> None:
     the original included. Everything is written beside `folder` first and then moved into it, the
     weights last, so that a failure leaves what was there before.
     """
+    _write(model, folder, weights=True)
+
+
+def describe(model: Any, folder: str | os.PathLike) -> None:
+    """Writes the folder of `save` without the weights: a run's `model/`, whose weights are its
+    checkpoints'. The model's parameters may be shapes.
+    """
+    graph, state = nnx.split(model)
+    hollow = jax.tree.map(lambda a: np.broadcast_to(np.zeros((), a.dtype), a.shape), state)
+    _write(nnx.merge(graph, hollow), folder, weights=False)
+
+
+def _write(model: Any, folder: str | os.PathLike, *, weights: bool) -> None:
     module = CLASSES.get(type(model).__name__)
     if module is None:
         raise ValueError(f"cannot save a {type(model).__name__}, wanted one of {list(CLASSES)}")
@@ -94,12 +108,14 @@ def save(model: Any, folder: str | os.PathLike) -> None:
             for name in _TOKENIZER_FILES:
                 if (file := Path(model.assets.tokenizer) / name).is_file():
                     shutil.copyfile(file, temporary / name)
-        safetensors.write_folder(temporary, tensors)
+        if weights:
+            safetensors.write_folder(temporary, tensors)
         folder.mkdir(exist_ok=True)
         files = sorted(temporary.iterdir(), key=lambda p: ("safetensors" in p.name, p.name))
         for file in files:
             file.replace(folder / file.name)
-        safetensors.remove_stale(folder, {file.name for file in files})
+        if weights:
+            safetensors.remove_stale(folder, {file.name for file in files})
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

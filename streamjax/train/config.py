@@ -48,6 +48,13 @@ class OptimConfig:
     no_decay: Callable[[str, int], bool] = vectors
     clip: float | None = 1.0
 
+    def __post_init__(self):
+        if self.kind == "adamw" and self.adam_lr is not None:
+            raise InputError(
+                f"optim.adam_lr={self.adam_lr} stands beside Muon's rate only, found kind='adamw': "
+                f"set optim.lr and optim.adam_lr=none"
+            )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:

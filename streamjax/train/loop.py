@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from streamjax import __version__, checkpoint
+from streamjax import __version__, checkpoint, folders
 from streamjax.data.pipeline import Batches, batches
 from streamjax.errors import InputError
 from streamjax.sharding import make_mesh
@@ -60,9 +60,10 @@ def train(
     """Trains to the last step, from the newest good checkpoint in `run_dir` if there is one.
 
     Writes recipe.json, metrics.jsonl (one row a step: step, loss, grad_norm, lr, the objective's
-    metrics, skipped samples so far, seconds, seconds waited for data) and checkpoints/. A run that
-    was interrupted or killed and is called again gives the numbers of one that was not, bit for
-    bit. Ctrl-C finishes the step, saves and raises KeyboardInterrupt (a second one does not wait);
+    metrics, skipped samples so far, seconds, seconds waited for data), checkpoints/, and, for the
+    families of streamjax.folders, model/, so that `sj.load(run_dir)` works. A run that was
+    interrupted or killed and is called again gives the numbers of one that was not, bit for bit.
+    Ctrl-C finishes the step, saves and raises KeyboardInterrupt (a second one does not wait);
     SIGTERM the same with SystemExit(143). `compilation_cache` is a folder that keeps compiled
     programs between processes.
 
@@ -85,6 +86,7 @@ def train(
     rows = config.batch_size // shard[1]
     data = batches(config.data, batch_size=rows, seed=config.seed, shard=shard)
     keep = config.checkpoint.keep
+    _describe_model(setup, run_dir)
     try:
         with jax.set_mesh(mesh), checkpoint.open_run(run_dir, keep=keep) as checkpoints:
             start, state = _begin(setup, checkpoints, data)
@@ -254,6 +256,14 @@ def _write_recipe(config: TrainConfig, run_dir: Path, resume: bool) -> None:
         temporary = path.with_name(".recipe.json.tmp")
         temporary.write_text(json.dumps({"recipe": recipe, "made_with": versions}, indent=2) + "\n")
         temporary.replace(path)
+
+
+def _describe_model(setup: Setup, run_dir: Path) -> None:
+    """Writes model/, by which `sj.load(run)` knows what the checkpoints hold."""
+    model = nnx.merge(setup.graphdef, setup.abstract.params, setup.abstract.frozen)
+    known = type(model).__name__ in folders.CLASSES
+    if known and jax.process_index() == 0 and not (run_dir / "model").exists():
+        folders.describe(model, run_dir / "model")
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
@@ -43,18 +44,19 @@ def make_optimizer(
         """A tree like params, with `value_of(path, variable)` in the place of every array."""
         return nnx.from_flat_state([(p, v.replace(value_of(p, v))) for p, v in flat])
 
-    adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
-    if config.kind == "muon":
-        muon = {path: _is_muon(path, variable) for path, variable in flat}
-        parts: dict[Any, Any] = {"muon": _muon(), "adam": adam}
-        scale = optax.partition(parts, grouped(lambda p, _: "muon" if muon[p] else "adam"))
-    else:
-        scale = adam
+    muon = {path: config.kind == "muon" and _is_muon(path, v) for path, v in flat}
+    share = 1.0 if config.adam_lr is None else config.adam_lr / config.lr
+    parts: dict[Any, Any] = {"adam": optax.scale_by_adam(config.b1, config.b2, config.eps)}
+    if any(muon.values()):
+        parts["muon"] = _muon()
+    scale = optax.partition(parts, grouped(lambda p, _: "muon" if muon[p] else "adam"))
+    shares = grouped(lambda p, _: 1.0 if muon[p] else share)
     decayed = grouped(lambda p, _: not config.no_decay("/".join(map(str, p)), dims[p]))
     return optax.chain(
         optax.identity() if config.clip is None else optax.clip_by_global_norm(config.clip),
         scale,
         optax.add_decayed_weights(config.weight_decay, mask=decayed),
+        optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, shares)),
         optax.scale_by_learning_rate(make_schedule(config, steps)),
     )
 

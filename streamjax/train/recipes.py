@@ -20,9 +20,7 @@ from streamjax.train.config import TrainConfig
 C = TypeVar("C")
 
 
-def load_recipe(
-    name: str | Path, overrides: Iterable[str] = (), **arguments: Any
-) -> TrainConfig:
+def load_recipe(name: str | Path, overrides: Iterable[str] = (), **arguments: Any) -> TrainConfig:
     """The TrainConfig of a recipe file, or of the shipped recipe of that name, with overrides.
 
     `arguments` go to the recipe's `config`, whose parameters all have defaults.

@@ -1,5 +1,6 @@
 """A run that is killed, interrupted or resumed gives the numbers of one that never was."""
 
+import functools
 import json
 import os
 import random
@@ -11,11 +12,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+import streamjax as sj
+from streamjax.data.processors import Assets, ImageProcessor
 from streamjax.errors import InputError
+from streamjax.models.streamformer import StreamFormer, StreamFormerConfig
 from streamjax.train import CheckpointConfig, DataConfig, NotFiniteError, train
 from streamjax.train.loop import MetricsFile, macro_f1
 from streamjax.train.progress import Report, auto, silent, tell
@@ -162,6 +168,38 @@ def test_bad_samples_are_counted_and_a_loss_that_is_no_number_stops_the_run(tmp_
         (1, 0), (2, 1), (3, 1), (4, 1), (5, 1),
     ]  # fmt: skip
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2", "4"]
+
+
+@devices
+def test_a_run_of_a_known_family_is_loaded_by_its_folder(tmp_path):
+    size = StreamFormerConfig(
+        image_size=4, patch_size=2, num_frames=2, hidden_size=8, num_hidden_layers=1,
+        num_attention_heads=2, intermediate_size=8,
+    )  # fmt: skip
+    eye = Assets(processor=ImageProcessor(size=(4, 4)))
+
+    def build(rngs):
+        model = StreamFormer(size, rngs=rngs)
+        model.assets = eye
+        return model
+
+    def objective(model, batch):
+        pooled = model(batch["frames"]).pooled
+        return (pooled**2).sum(), jnp.float32(pooled.size), {}
+
+    def transform(record, rng):
+        return {"frames": rng.normal(size=(2, 4, 4, 3)).astype(np.float32)}
+
+    data = DataConfig(source=toy.records, transform=transform)
+    config = toy.config(steps=1, model=build, objective=objective, data=data, frozen=("position",))
+    run = train(config, tmp_path, progress=silent)
+    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == [
+        "config.json", "preprocessor_config.json",
+    ]  # fmt: skip
+    loaded = sj.load(tmp_path)
+    assert loaded.assets.processor.size == (4, 4)
+    close = functools.partial(jax.tree.map, np.testing.assert_array_equal)
+    close(nnx.state(run.model, nnx.Param), jax.device_get(nnx.state(loaded, nnx.Param)))
 
 
 def test_rows_past_the_restored_step_and_torn_ones_are_cut_off(tmp_path):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from streamjax.errors import InputError
 from streamjax.train import OptimConfig
 from streamjax.train.optim import make_optimizer, make_schedule
 from tests.train import toy
@@ -100,7 +101,10 @@ def test_muon_makes_each_layer_orthogonal_by_itself(params, rng):
 
 
 def test_muon_leaves_the_map_to_the_vocabulary_and_vectors_to_adam(params):
-    config = OptimConfig(kind="muon", lr=1.0, schedule="constant", clip=None)
+    config = OptimConfig(kind="muon", lr=1.0, adam_lr=0.25, schedule="constant", clip=None)
     moved = flat(updates(config, params, ones_like(params)))
+    assert np.linalg.norm(moved["layers.kernel"][0], 2) > 0.5  # Muon's own rate
     for name in ("head.kernel", "head.bias", "layers.bias", "tower.bias"):
-        np.testing.assert_allclose(moved[name], -1, rtol=1e-5)
+        np.testing.assert_allclose(moved[name], -0.25, rtol=1e-5)
+    with pytest.raises(InputError, match="beside Muon's rate only"):
+        OptimConfig(lr=1.0, adam_lr=0.25)
