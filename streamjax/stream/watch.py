@@ -54,7 +54,7 @@ def turn_line(turn: trace.TracedTurn) -> str:
     """A turn on one line: time, state, the three probabilities, latency, and what it said."""
     silence, standby, response = (f"{float(p):.3f}" for p in turn.probabilities)
     latency = f"{1000 * trace.seconds_taken(turn):,.1f} ms"
-    words = " ".join(turn.text.split())
+    words = trace.one_line(turn.text)
     return (
         f"{trace.clock(float(turn.time)):>8}  {turn.state.strip('</>'):<8}  {silence:>7} "
         f"{standby:>7} {response:>8}  {latency:>9}  {words}"

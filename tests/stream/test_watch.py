@@ -47,8 +47,8 @@ def test_nothing_seen_nothing_written(tmp_path):
 
 
 def test_a_turn_is_one_line_in_fixed_columns():
-    assert watch.turn_line(answer(2, "two\nlines")) == (
-        "    0:02  Response    0.100   0.100    0.800    30.0 ms  two lines"
+    assert watch.turn_line(answer(2, "two\n\x1b[2Jlines")) == (
+        "    0:02  Response    0.100   0.100    0.800    30.0 ms  two [2Jlines"
     )
     quiet = watch.turn_line(Said(0, 0.0))
     assert quiet == "    0:00  Silence     0.900   0.060    0.040    30.0 ms"
