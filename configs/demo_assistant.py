@@ -19,7 +19,7 @@ from flax import nnx
 from streamjax import checkpoint
 from streamjax.data import chat
 from streamjax.data.assistant import DialogueSamples, longest, read_clips
-from streamjax.data.dense import ASPECTS, read_words
+from streamjax.data.dense import FRAME_ASPECTS, read_words
 from streamjax.data.processors import Assets, ImageProcessor
 from streamjax.data.tokenizer import load_tokenizer
 from streamjax.models.decoder import DecoderConfig
@@ -66,12 +66,11 @@ def assembled(rngs, *, world, tower_run, tokenizer):
 def _move_words(model, aligned, words, tokenizer):
     """Embeds each aligned word where the projector would put a frame that shows nothing else."""
     embed = np.array(model.decoder.embed[...])
-    lists = (words.colour, words.shape, words.action, words.action)
     directions: dict[str, np.ndarray] = {}
-    for aspect, names in zip(ASPECTS, lists, strict=True):
+    for aspect in FRAME_ASPECTS:
         table = np.asarray(aligned.actors[aspect][...])[1:]
         table = table / np.linalg.norm(table, axis=-1, keepdims=True)
-        for name, row in zip(names, table, strict=True):
+        for name, row in zip(words.of[aspect], table, strict=True):
             word = name.split()[0]
             directions[word] = directions.get(word, 0) + row
     scale = np.sqrt(embed.shape[1]) * 0.09
@@ -94,7 +93,7 @@ def config(
 ) -> TrainConfig:
     world = Path(world)
     words = load_tokenizer(tokenizer)
-    samples = DialogueSamples(words, SECONDS, 0, dialogues=4, visual=VISUAL)
+    samples = DialogueSamples(words, SECONDS, 0, dialogues=2, visual=VISUAL)
     clips = functools.partial(
         read_clips, world / "streamo" / "train.json", root=world / "videos"
     )

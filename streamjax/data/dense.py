@@ -1,8 +1,9 @@
 """Words for a tower to learn: per patch what stands there, per frame who does what.
 
 Joins two annotation files that any data set of instance masks and moments has: the masks say which
-"red circle" covers a patch, the grounded sentence "the red circle grows" says when it acts. Four
-aspects of each: the colour, the shape, the action that goes on, and the one that ended just now.
+"red circle" covers a patch, the grounded sentence "the red circle grows" says when it acts. Aspects
+of both are the colour, the shape, the action that goes on, and the one that ended just now; a frame
+also has the colour that the light shows, and the one that it turned to just now.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,9 @@ from streamjax.data.annotations.moments import Moment, read_grounding, read_loca
 from streamjax.data.video import video
 from streamjax.errors import InputError
 
-ASPECTS = ("colour", "shape", "doing", "done")
+PATCH_ASPECTS = ("colour", "shape", "doing", "done")
+FRAME_ASPECTS = (*PATCH_ASPECTS, "light", "turned")
+LIGHT = "light"  # the shape whose colour is the light's
 
 
 @dataclass(frozen=True)
@@ -33,13 +36,15 @@ class Words:
     @property
     def sizes(self) -> dict[str, int]:
         """Labels per aspect, "none" included."""
-        action = len(self.action) + 1
+        return {aspect: len(names) + 1 for aspect, names in self.of.items()}
+
+    @property
+    def of(self) -> dict[str, tuple[str, ...]]:
+        """The words of each aspect."""
         return {
-            "colour": len(self.colour) + 1,
-            "shape": len(self.shape) + 1,
-            "doing": action,
-            "done": action,
-        }
+            "colour": self.colour, "shape": self.shape, "doing": self.action, "done": self.action,
+            "light": self.colour, "turned": self.colour,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,7 @@ def patch_labels(
     """
     names = {number: name for name, number in labels.items()}
     rows, columns = clip.masks.height // patch, clip.masks.width // patch
-    out = np.full((len(ASPECTS), frames, rows * columns), -1, np.int8)
+    out = np.full((len(PATCH_ASPECTS), frames, rows * columns), -1, np.int8)
     for second in range(min(frames, len(clip.masks.frames))):
         pixels = class_map(clip.masks, second)[: rows * patch, : columns * patch]
         blocks = pixels.reshape(rows, patch, columns, patch).swapaxes(1, 2)
@@ -134,13 +139,15 @@ def patch_labels(
     return out
 
 
-def frame_labels(clip: DenseClip, words: Words, *, frames: int) -> Int8[np.ndarray, "4 t"]:
-    """The labels of each of the first `frames` seconds: who acts, and how; one row per aspect.
+def frame_labels(
+    clip: DenseClip, labels: Mapping[str, int], words: Words, *, frames: int
+) -> Int8[np.ndarray, "6 t"]:
+    """The labels of each of the first `frames` seconds: who acts, how, and the light.
 
     The actor is named while a moment lasts and in the second after; a later moment of the list
     wins where two overlap. Seconds that the clip does not have are -1.
     """
-    out = np.full((len(ASPECTS), frames), -1, np.int8)
+    out = np.full((len(FRAME_ASPECTS), frames), -1, np.int8)
     seconds = min(frames, len(clip.masks.frames))
     out[:, :seconds] = 0
     for subject, action, windows in clip.moments:
@@ -152,13 +159,21 @@ def frame_labels(clip: DenseClip, words: Words, *, frames: int) -> Int8[np.ndarr
             out[0, first : after + 1], out[1, first : after + 1] = who
             out[2, first:after] = verb
             out[3, after : after + 1] = verb
+    numbers = {number: name for name, number in labels.items()}
+    for instance in clip.masks.instances:
+        colour, shape = numbers[instance.label_id].split(" ", 1)
+        if shape == LIGHT:
+            on = np.array([mask is not None for mask in instance.masks[:seconds]])
+            out[4, :seconds][on] = words.colour.index(colour) + 1
+    light = out[4, :seconds]
+    out[5, 1:seconds] = np.where(light[1:] != light[:-1], light[1:], 0)
     out[:, seconds:] = -1
     return out
 
 
 @dataclass
 class DenseSamples:
-    """Clip -> {"frames" uint8 [t h w 3], "patches" int8 [4 t p], "actors" int8 [4 t]}.
+    """Clip -> {"frames" uint8 [t h w 3], "patches" int8 [4 t p], "actors" int8 [6 t]}.
 
     labels: category name -> number. Labels are made once a clip and kept.
     """
@@ -177,7 +192,7 @@ class DenseSamples:
             size = {"frames": self.frames, "patch": self.patch}
             self._made[clip.path] = {
                 "patches": patch_labels(clip, self.labels, self.words, **size),
-                "actors": frame_labels(clip, self.words, frames=self.frames),
+                "actors": frame_labels(clip, self.labels, self.words, frames=self.frames),
             }
         return {"frames": clip_frames(clip.path, self.frames), **self._made[clip.path]}
 

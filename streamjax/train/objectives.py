@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from streamjax.data.dense import ASPECTS
+from streamjax.data.dense import FRAME_ASPECTS, PATCH_ASPECTS
 from streamjax.losses import chunked_stream_loss
 from streamjax.losses.alignment import dense_alignment
 from streamjax.models.layers import parameter
@@ -26,8 +26,8 @@ class AlignedTower(nnx.Module):
     def __init__(self, tower: StreamFormer, sizes: Mapping[str, int], *, rngs: nnx.Rngs):
         width = tower.config.hidden_size
         self.tower = tower
-        self.words = _tables(sizes, width, rngs)
-        self.actors = _tables(sizes, width, rngs)
+        self.words = _tables({name: sizes[name] for name in PATCH_ASPECTS}, width, rngs)
+        self.actors = _tables({name: sizes[name] for name in FRAME_ASPECTS}, width, rngs)
         self.log_scale = parameter(rngs, (), (), jax.nn.initializers.constant(np.log(10.0)))
 
 
@@ -49,7 +49,7 @@ def align(model: AlignedTower, batch: Batch, *, background: tuple[float, float] 
     (of patches, of frames).
 
     batch: frames uint8 [b t h w 3], patches int [b 4 t p] (`data.dense.patch_labels`), actors int
-    [b 4 t] (`data.dense.frame_labels`).
+    [b 6 t] (`data.dense.frame_labels`).
     """
     config = model.tower.config
     frames = normalise(batch["frames"])
@@ -57,16 +57,16 @@ def align(model: AlignedTower, batch: Batch, *, background: tuple[float, float] 
     whole = tokens.mean(2, keepdims=True)
     scale = jnp.exp(model.log_scale[...])
     total, metrics = jnp.float32(0), {}
-    for i, name in enumerate(ASPECTS):
-        for prefix, seen, tables, labels, weight in (
-            ("patch", tokens, model.words, batch["patches"][:, i], background[0]),
-            ("frame", whole, model.actors, batch["actors"][:, i, :, None], background[1]),
-        ):
+    for kind, aspects, seen, tables, labels, weight in (
+        ("patch", PATCH_ASPECTS, tokens, model.words, batch["patches"], background[0]),
+        ("frame", FRAME_ASPECTS, whole, model.actors, batch["actors"][..., None], background[1]),
+    ):
+        for i, name in enumerate(aspects):
             loss, count, found = dense_alignment(
-                seen, tables[name][...], scale, labels.astype(jnp.int32), background=weight
+                seen, tables[name][...], scale, labels[:, i].astype(jnp.int32), background=weight
             )
             total = total + loss / jnp.maximum(count, 1e-6)
-            metrics[f"{prefix}_f1_{name}"] = (2 * found[0], 2 * found[0] + found[1] + found[2])
+            metrics[f"{kind}_f1_{name}"] = (2 * found[0], 2 * found[0] + found[1] + found[2])
     rows = jnp.float32(len(frames))
     return total * rows, rows, metrics
 
