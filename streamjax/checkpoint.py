@@ -39,8 +39,12 @@ def open_run(run: str | Path, *, keep: int | None = None) -> Checkpointer:
 def save(
     checkpoints: Checkpointer, step: int, *, model: nnx.State, optimizer: Any, data: Any
 ) -> None:
-    """Writes one step. `data` is a Grain iterator or anything with its `save` and `load`."""
-    checkpoints.save_checkpointables(
+    """Begins to write one step; the next save, or closing, waits for the end of it.
+
+    Training may go on at once and donate these arrays: what is written is what they hold now.
+    `data` is a Grain iterator or anything with its `save` and `load`.
+    """
+    checkpoints.save_checkpointables_async(
         step,
         {"model": _flat_model(model), "optimizer": _flat(optimizer), "data": data},
         force=True,

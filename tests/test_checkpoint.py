@@ -81,6 +81,15 @@ def test_the_newest_steps_are_kept(run):
     assert checkpoint.latest_step(run / "nothing") is None
 
 
+def test_arrays_may_be_donated_while_they_are_written(tmp_path):
+    donate = jax.jit(lambda tree: jax.tree.map(lambda a: 0 * a, tree), donate_argnums=0)
+    model = net(seed=3)
+    with checkpoint.open_run(tmp_path) as checkpoints:
+        checkpoint.save(checkpoints, 1, model=model, optimizer=jnp.int32(0), data=Place())
+        jax.block_until_ready(donate(model))
+    equal(checkpoint.latest_params(tmp_path, shapes()), net(seed=3))
+
+
 def test_all_comes_back_onto_another_mesh(run):
     mesh, place = make_mesh(fsdp=2, tensor=4, data=1), Place()
     with checkpoint.open_run(run) as checkpoints:

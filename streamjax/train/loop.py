@@ -197,6 +197,7 @@ class _Run:
         row = {"step": step, **{k: np.asarray(v).tolist() for k, v in metrics.items()}, **extra}
         for key in ("loss", "grad_norm"):
             if not math.isfinite(row[key]):
+                self.checkpoints.wait()
                 good = self.checkpoints.latest
                 kept = f"step {good.step} is kept" if good else "no checkpoint was written yet"
                 raise NotFiniteError(
