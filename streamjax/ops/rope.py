@@ -19,7 +19,7 @@ def rope_table(
 
 
 def rotate(
-    x: Float[Array, "b n l h"], cos: Float[Array, "b l half"], sin: Float[Array, "b l half"]
+    x: Float[Array, "b n l h"], cos: Float[Array, "b #l half"], sin: Float[Array, "b #l half"]
 ) -> Float[Array, "b n l h"]:
     """Rotates channel j with channel j + h/2 (halves, never adjacent pairs), in float32.
 

@@ -17,7 +17,7 @@ def Stream(
     window: int | None = None,
     tower_window: int | None = None,
     tokenizer: Any = None,
-    fps: float = 1.0,
+    fps: float | int = 1.0,
     system: str | None = None,
     max_new_tokens: int = 128,
     capacity: int | None = None,

@@ -86,7 +86,7 @@ class Session:
         window: int | None = None,
         tower_window: int | None = None,
         tokenizer: Any = None,
-        fps: float = 1.0,
+        fps: float | int = 1.0,
         system: str | None = None,
         max_new_tokens: int = 128,
         capacity: int | None = None,
@@ -138,7 +138,7 @@ class Session:
         # Room for the system prompt and some questions.
         self._sink_slots = -(-(len(self._pending) + 128) // 64) * 64
 
-    def ask(self, text: str, at: float | None = None) -> None:
+    def ask(self, text: str, at: float | int | None = None) -> None:
         """Puts a question with the next frame, or with the first one at or after `at` seconds."""
         if self.tokenizer is None:
             raise ValueError("no tokenizer: put the question's tokens into push(frame, tokens=...)")
