@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import math
 import os
+import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -112,9 +113,10 @@ class Video:
                 picked = _at_indices(opened.frames(), indices, opened.name)
             else:
                 picked = _at_times(opened, Fraction(self.fps).limit_denominator(10**6))
-            for seconds, frame in picked:
-                self.times.append(float(seconds))
-                yield opened.upright(frame, self._size)
+            with contextlib.closing(_latest(picked) if opened.live else picked) as picked:
+                for seconds, frame in picked:
+                    self.times.append(float(seconds))
+                    yield opened.upright(frame, self._size)
 
 
 def probe(path: str | os.PathLike) -> VideoInfo:
@@ -220,6 +222,49 @@ def _at_times(opened: Source, fps: Fraction) -> Generator[tuple[Fraction, av.Vid
     while shown is not None and (turn == 0 or turn / fps + slack < opened.end):
         yield shown
         turn += 1
+
+
+def _latest(picked: Iterator[Any]) -> Generator[Any]:
+    """What `picked` gives, read in a thread: what is not taken before the next one comes is lost.
+
+    A live source goes on while a turn is thought about; reading it late would fall ever further
+    behind.
+    """
+    news = threading.Condition()
+    latest: list[Any] = []
+    finished: list[BaseException | None] = []
+    stopped = threading.Event()
+
+    def read() -> None:
+        error = None
+        try:
+            for one in picked:
+                if stopped.is_set():
+                    break
+                with news:
+                    latest[:] = [one]
+                    news.notify()
+        except BaseException as raised:
+            error = raised
+        with news:
+            finished.append(error)
+            news.notify()
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    try:
+        while True:
+            with news:
+                news.wait_for(lambda: latest or finished)
+                if not latest:
+                    break
+                one = latest.pop()
+            yield one
+        if finished[0] is not None:
+            raise finished[0]
+    finally:
+        stopped.set()
+        reader.join()  # at most until the next frame or the time limit of the source
 
 
 def _at_indices(

@@ -7,8 +7,10 @@ import math
 import socket
 import struct
 import threading
+import time
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -16,7 +18,7 @@ import pytest
 
 import streamjax as sj
 from streamjax.data.container import Source
-from streamjax.data.video import probe, read_frames, video, write_video
+from streamjax.data.video import _at_times, _latest, probe, read_frames, video, write_video
 from streamjax.errors import InputError
 
 
@@ -383,6 +385,61 @@ def test_hls(server, clip, tmp_path):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels.copy(), "rgb24")))
         container.mux(stream.encode(None))
     assert [index_of(f) for f in video(f"{server}/live.m3u8", fps=2)] == [0, 5, 10, 15]
+
+
+def test_live_sources_skip_what_was_missed():
+    class Camera(Source):
+        """Stands in for an opened camera whose driver drops frames."""
+
+        def __init__(self):
+            self.live, self._may_skip, self.end = True, False, Fraction(5)
+            self.stream = SimpleNamespace(time_base=Fraction(1, 1000))
+
+        def frames(self):
+            yield from ((Fraction(t), t) for t in ("0", "0.03", "1.01", "3.5", "3.6", "5.0"))
+
+    shown = [float(at) for at, _ in _at_times(Camera(), Fraction(1))]
+    assert shown == [0, 0.03, 1.01, 3.6]
+
+
+def test_live_sources_are_read_while_a_turn_is_thought_about():
+    def ticks(error=None):
+        for i in range(10):
+            time.sleep(0.01)
+            yield i
+        if error:
+            raise error
+
+    slow = []
+    for one in _latest(ticks()):
+        slow.append(one)
+        time.sleep(0.035)
+    assert slow == sorted(slow) and slow[0] == 0 and slow[-1] == 9 and len(slow) < 8
+    with pytest.raises(InputError, match="cable"):
+        list(_latest(ticks(InputError("cable pulled"))))
+    taken = _latest(ticks())
+    assert next(taken) == 0
+    taken.close()  # the reader ends with it
+    assert threading.active_count() < 5
+
+
+def test_a_network_stream_without_length_is_live(tmp_path):
+    path = tmp_path / "clip.ts"
+    write_video(path, counting(45, 16, 16), 30)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(path.read_bytes())
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        watched = video(f"tcp://127.0.0.1:{server.getsockname()[1]}", fps=2)
+        seen = [index_of(f) for f in watched]
+        thread.join()
+    assert watched.info.frames == 0 and watched.info.duration == 0
+    assert seen == sorted(seen) and seen[-1] == 30 and set(seen) <= {0, 15, 30}
 
 
 def test_a_silent_server_is_given_up(clip):
