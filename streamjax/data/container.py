@@ -60,7 +60,10 @@ class Source:
         camera = options is not None
         with told(self.name):
             self.container = av.open(
-                place, timeout=(timeout, timeout) if url else None, **(options or {})
+                place,
+                metadata_errors="replace",
+                timeout=(timeout, timeout) if url else None,
+                **(options or {}),
             )
         try:
             self.stream = self._video_stream()
@@ -100,8 +103,12 @@ class Source:
         if self.container.format.name in _NOT_VIDEO:
             raise InputError(f"{self.name}: not a video (it reads as text); wanted mp4, mkv, ...")
         for stream in self.container.streams.video:
-            if not int(getattr(stream, "disposition", 0)) & _COVER_PICTURE:
-                return stream
+            if int(getattr(stream, "disposition", 0)) & _COVER_PICTURE:
+                continue
+            if stream.codec_context is None:
+                raise InputError(f"{self.name}: its video is coded in a way unknown here; wanted "
+                                 "H.264, HEVC, VP9, AV1, ...")  # fmt: skip
+            return stream
         kinds = sorted({stream.type for stream in self.container.streams}) or ["nothing"]
         raise InputError(f"{self.name}: has no video stream, only {', '.join(kinds)}")
 
@@ -229,7 +236,7 @@ class Source:
         if not self.live:
             frames = self.stream.frames or math.floor(duration * fps + 0.5)
             if not frames:  # a raw stream or a picture: nothing but counting tells
-                with told(self.name), av.open(self.name) as again:
+                with told(self.name), av.open(self.name, metadata_errors="replace") as again:
                     packets = again.demux(again.streams[self.stream.index])
                     frames = sum(packet.size > 0 for packet in packets)
                 duration = duration or (frames / fps if fps else 0.0)
@@ -294,7 +301,7 @@ def _seconds(packet: av.Packet, ticks: int | None) -> Fraction | None:
 
 
 @contextlib.contextmanager
-def told(name: str | os.PathLike) -> Iterator[None]:
+def told(name: str | os.PathLike, doing: str = "read") -> Iterator[None]:
     """Turns what libav and the system report into one line that names the source."""
     try:
         yield
@@ -306,7 +313,7 @@ def told(name: str | os.PathLike) -> Iterator[None]:
         raise InputError(f"{name}: did not answer in time; check the address") from error
     except (av.FFmpegError, OSError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"{name}: cannot be read as a video: {reason}") from error
+        raise InputError(f"{name}: cannot be {doing} as a video: {reason}") from error
 
 
 def _why_unreadable(name: str) -> str:

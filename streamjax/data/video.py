@@ -177,7 +177,7 @@ def write_video(
     height, width = _checked(np.asarray(first), f"{path}: frame 0").shape[:2]
     partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
-        with told(path), av.open(str(partial), "w") as container:
+        with told(path, "written"), av.open(str(partial), "w") as container:
             stream = container.add_stream(
                 "libx264",
                 rate=Fraction(fps).limit_denominator(1001 * 64),

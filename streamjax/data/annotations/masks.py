@@ -96,7 +96,8 @@ def read_instances(
             raise InputError(f"{where}: {len(masks)} masks; wanted {len(video['frames'])}")
         category = _key(annotation, "category_id", where)
         if category not in ids and (ids or labels is not None):
-            raise InputError(f"{where}: category_id {category!r} is not in the categories")
+            known = "the categories" if labels is None else "the categories that have a label"
+            raise InputError(f"{where}: category_id {category!r} is not in {known}")
         video["of"].append(Instance(ids.get(category, category), masks))
         for side in ("height", "width"):
             video[side] = video[side] or annotation.get(side)
