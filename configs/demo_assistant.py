@@ -4,7 +4,8 @@
     streamjax train demo_assistant optim.lr=0.01        # once runs/demo/world and runs/demo/tower are there
 
 Streamo's recipe in small: one turn a second, the three states as tokens, the focal loss of the
-released code, the tower frozen, projector and language model trained. The words that the tower was
+released code, the tower frozen, projector and language model trained. Half of the quiet states in
+the history are drawn at random: without that the model copies the second before. The words that the tower was
 aligned with start where the projector puts them, so that the language model begins with an idea of
 what "red" looks like.
 """
@@ -89,11 +90,11 @@ def config(
     world: str | Path = "runs/demo/world",
     tower_run: str | Path = "runs/demo/tower",
     tokenizer: str | Path = "runs/demo/tokenizer",
-    steps: int = 900,
+    steps: int = 1500,
 ) -> TrainConfig:
     world = Path(world)
     words = load_tokenizer(tokenizer)
-    samples = DialogueSamples(words, SECONDS, 0, dialogues=2, visual=VISUAL)
+    samples = DialogueSamples(words, SECONDS, 0, dialogues=2, visual=VISUAL, history_noise=0.5)
     clips = functools.partial(
         read_clips, world / "streamo" / "train.json", root=world / "videos"
     )

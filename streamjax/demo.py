@@ -47,7 +47,7 @@ class Size:
     train: int = 1000
     held_out: int = 40
     tower_steps: int = 1000
-    assistant_steps: int = 900
+    assistant_steps: int = 1500
     dialogues: int = 180
     novel_dialogues: int = 90
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from streamjax.data.annotations.streamo import Record, read_records
-from streamjax.data.chat import IGNORE, LLAVA, Encoded, encode
+from streamjax.data.chat import IGNORE, LLAVA, Encoded, encode, state_ids
 from streamjax.data.dense import clip_frames
 from streamjax.data.dialogue import to_stream
 from streamjax.data.video import probe
@@ -57,6 +57,10 @@ class DialogueSamples:
     `dialogues` records of the clip are drawn for every sample; frames and rows are padded to
     `frames` and `length` (the last frame repeated, token 0, label -100). Longer ones raise, and so
     are skipped and counted by the pipeline. `visual` is the number of tokens of a frame.
+
+    `history_noise` is the share of past Silences and Standbys that are drawn anew in what the model
+    reads (never in what it is asked for). Without it a model copies the state of the second before
+    and learns next to nothing about which event was asked for.
     """
 
     tokenizer: Any
@@ -64,6 +68,7 @@ class DialogueSamples:
     length: int
     dialogues: int
     visual: int
+    history_noise: float = 0.0
 
     def __call__(self, clip: ClipRecords, rng: np.random.Generator) -> dict[str, np.ndarray]:
         turns = turns_in(clip.video_path)
@@ -81,11 +86,19 @@ class DialogueSamples:
                 raise ValueError(f"{size} tokens, wanted at most {self.length}")
             tokens[row, :size] = encoded.tokens
             labels[row, :size] = encoded.labels
+            self._blur(tokens[row], labels[row], rng)
         return {
             "frames": clip_frames(clip.video_path, self.frames),
             "tokens": tokens,
             "labels": labels,
         }
+
+    def _blur(self, tokens: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> None:
+        """Draws some of the Silences and Standbys among the answers anew, in place."""
+        quiet = state_ids(self.tokenizer)[:2]
+        here = np.isin(tokens, quiet) & (labels != IGNORE)
+        here &= rng.random(len(tokens)) < self.history_noise
+        tokens[here] = rng.choice(quiet, here.sum())
 
     def encode(self, record: Record, turns: int) -> Encoded:
         return encode(self.tokenizer, messages_of(record, turns), self.visual, format=LLAVA)
