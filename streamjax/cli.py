@@ -58,6 +58,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our stdout has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except FloatingPointError as error:  # a training run whose loss is no number
+        _say(str(error))
+        return 1
     except (InputError, OSError) as error:
         return _say(str(error))
     return 0

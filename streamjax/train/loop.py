@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 NEUTRAL = ("checkpoint", "log_every", "mesh", "data.workers", "data.threads", "data.ahead")
 
 
-class NotFiniteError(RuntimeError):
+class NotFiniteError(FloatingPointError):
     """The loss or the gradient is no longer a number; the run's last checkpoint is good."""
 
 
@@ -194,7 +194,8 @@ class _Run:
     def _log(
         self, step: int, metrics: dict[str, jax.Array], extra: dict[str, Any]
     ) -> dict[str, Any]:
-        row = {"step": step, **{k: np.asarray(v).tolist() for k, v in metrics.items()}, **extra}
+        values = {name: value.tolist() for name, value in jax.device_get(metrics).items()}
+        row = {"step": step, **values, **extra}
         for key in ("loss", "grad_norm"):
             if not math.isfinite(row[key]):
                 self.checkpoints.wait()

@@ -82,7 +82,8 @@ def override(config: C, overrides: Iterable[str]) -> C:
 def describe(value: Any) -> Any:
     """Everything that decided a run as plain JSON: the same for the same recipe, anywhere.
 
-    Functions are told by module and name, partial ones with their arguments, arrays by a hash.
+    Functions are told by module and name, partial ones with their arguments, arrays and whatever
+    has a long repr by a hash.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         named = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
@@ -94,15 +95,17 @@ def describe(value: Any) -> Any:
         return [describe(item) for item in items]
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, Path):
+        return str(value)
     if isinstance(value, functools.partial):
         named = {"call": describe(value.func)}
         return {**named, "args": describe(value.args), "kwargs": describe(value.keywords)}
     if isinstance(value, np.ndarray):
-        digest = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()[:16]
-        return f"array {value.dtype} {value.shape} sha256 {digest}"
+        return f"array {value.dtype} {value.shape} {_digest(np.ascontiguousarray(value).tobytes())}"
     if hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+    text = re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+    return text if len(text) <= 200 else f"{text[:80]} ... {_digest(text.encode())}"
 
 
 def changes(before: Any, after: Any, prefix: str = "") -> list[str]:
@@ -115,6 +118,10 @@ def changes(before: Any, after: Any, prefix: str = "") -> list[str]:
             for line in changes(before.get(key), after.get(key), f"{prefix}.{key}".lstrip("."))
         ]
     return [] if before == after else [f"{prefix}={after!r} (was {before!r})"]
+
+
+def _digest(data: bytes) -> str:
+    return f"sha256 {hashlib.sha256(data).hexdigest()[:16]}"
 
 
 def _replaced(config: Any, keys: list[str], value: str, full: str) -> Any:

@@ -2,7 +2,9 @@
 
 import functools
 import json
+import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -118,6 +120,9 @@ def test_a_description_is_plain_json_without_addresses():
     assert "0x" not in text
     assert "sha256" in text
     assert "toy_data.transform" in text
+    assert describe(Path("a") / "b") == "a/b"
+    long = type("Long", (), {"__repr__": lambda self: "x" * 999})()
+    assert re.fullmatch(r"x{80} \.\.\. sha256 [0-9a-f]{16}", describe(long))
     assert describe(config) == describe(config)
 
 
