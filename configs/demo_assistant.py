@@ -1,13 +1,13 @@
 """The demo's assistant: a small Qwen2 decoder learns to speak about what the tower sees, in time.
 
-    streamjax demo                                      # makes the world, then runs this and the rest
-    streamjax train demo_assistant optim.lr=0.01        # once runs/demo/world and runs/demo/tower are there
+    streamjax demo                                  # makes the world, runs this and the rest
+    streamjax train demo_assistant optim.lr=0.01    # once runs/demo/world and .../tower are there
 
 Streamo's recipe in small: one turn a second, the three states as tokens, the focal loss of the
 released code, the tower frozen, projector and language model trained. Half of the quiet states in
-the history are drawn at random: without that the model copies the second before. The words that the tower was
-aligned with start where the projector puts them, so that the language model begins with an idea of
-what "red" looks like.
+the history are drawn at random: without that the model copies the second before. The words that
+the tower was aligned with start where the projector puts them, so that the language model begins
+with an idea of what "red" looks like.
 """
 
 import functools
@@ -95,9 +95,7 @@ def config(
     world = Path(world)
     words = load_tokenizer(tokenizer)
     samples = DialogueSamples(words, SECONDS, 0, dialogues=2, visual=VISUAL, history_noise=0.5)
-    clips = functools.partial(
-        read_clips, world / "streamo" / "train.json", root=world / "videos"
-    )
+    clips = functools.partial(read_clips, world / "streamo" / "train.json", root=world / "videos")
     samples.length = longest(samples, clips()[:100]) + 16
     return TrainConfig(
         name="demo_assistant",

@@ -1,18 +1,17 @@
 """The demo's tower: a small StreamFormer learns the embedded world, patch by patch.
 
-    streamjax demo                                      # makes the world, then runs this and the rest
-    streamjax train demo_tower optim.lr=0.01            # once runs/demo/world is there
+    streamjax demo                              # makes the world, runs this and the rest
+    streamjax train demo_tower optim.lr=0.01    # once runs/demo/world is there
 
 Dense alignment: every patch is matched with the words for what stands there (colour, shape), what
-it is doing and what it just did; every frame, with who acts and how. The time table has two rows and a frame sees the frame before it:
-with the last row held, a stream cannot tell its earlier frames apart by time, and a window of two
-leaves nothing to tell apart. Three layers see four seconds.
+it is doing and what it just did; every frame, with who acts and how. The time table has two rows
+and a frame sees the frame before it: with the last row held, a stream cannot tell its earlier
+frames apart by time, and a window of two leaves nothing to tell apart. Three layers see four
+seconds.
 """
 
 import functools
 from pathlib import Path
-
-from flax import nnx
 
 from streamjax.data.annotations.files import read_label_sets
 from streamjax.data.dense import DenseSamples, read_dense, read_words

@@ -42,7 +42,7 @@ TASKS = ("streamo", "grounding", "localization", "vis")
 class Size:
     """How much of everything: clips per split, steps per stage, dialogues that are scored."""
 
-    world: WorldConfig = WorldConfig()
+    world: WorldConfig = dataclasses.field(default_factory=WorldConfig)
     kinds: tuple[str, ...] = SCORED
     train: int = 1000
     held_out: int = 40
@@ -270,6 +270,7 @@ def _bar(what: str) -> Iterator[Callable[[int, int], Any]]:
 
     console = Console(stderr=True)
     if not console.is_terminal:
+
         def line(done: int, total: int) -> None:
             if done == total or done % max(total // 4, 1) == 0:
                 print(f"   {what}: {done}/{total}", file=sys.stderr, flush=True)

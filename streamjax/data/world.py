@@ -49,6 +49,7 @@ SPLITS = {"train": 0, "val": 1, "test": 2, "novel": 3}
 _BACKGROUND = (28, 30, 38)
 _BOWL = (150, 120, 96)
 _LEAD = 0.9
+_RADIUS = 0.13  # of a thing, in units of the frame's shorter side
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -274,7 +275,7 @@ def _attempt(config: WorldConfig, split: str, index: int, rng: np.random.Generat
             spots.append(now[thing])
             now[thing] = None
         elif action == "collide":
-            partners = [i for i, p in enumerate(now) if p is not None and i != thing]
+            partners = [i for i in range(count) if i != thing and _apart(now, size, i, thing)]
             if not partners:
                 continue
             other = int(partners[rng.integers(len(partners))])
@@ -303,6 +304,13 @@ def _actor(rng, action, things, now, size, split, config) -> int | None:
     if split != "novel":
         able = [i for i in able if not is_novel(config, things[i], action)]
     return int(able[rng.integers(len(able))]) if able else None
+
+
+def _apart(now, size, one: int, two: int) -> bool:
+    """Whether both are on stage with room to move towards one another."""
+    if now[one] is None or now[two] is None:
+        return False
+    return math.dist(now[one], now[two]) > _RADIUS * (size[one] + size[two]) + 0.1
 
 
 def _draw(rng: np.random.Generator, bounds: tuple[int, int]) -> int:
@@ -349,14 +357,14 @@ def sample_times(script: Script) -> Float[np.ndarray, " t"]:
 
 
 def render(
-    script: Script, times: Sequence[float] | Float[np.ndarray, " t"] | None = None
+    script: Script, times: Sequence[float | int] | Float[np.ndarray, " t"] | None = None
 ) -> UInt8[np.ndarray, "t h w 3"]:
     """The RGB frames at `times` seconds (default: every native frame)."""
     return _draw_frames(script, times, masks=False)[0]
 
 
 def render_masks(
-    script: Script, times: Sequence[float] | Float[np.ndarray, " t"] | None = None
+    script: Script, times: Sequence[float | int] | Float[np.ndarray, " t"] | None = None
 ) -> tuple[UInt8[np.ndarray, "t h w 3"], Bool[np.ndarray, "things t h w"]]:
     """The frames, and for each thing the pixels it visibly covers; nearer things hide others."""
     frames, masks = _draw_frames(script, times, masks=True)
@@ -419,7 +427,7 @@ def _lamp(config: WorldConfig) -> _Pose:
 def _pose(script: Script, thing: int, time: float, bowl: tuple[float, float]) -> _Pose | None:
     """Where and how a thing is at `time`: its events replayed in order; None when off stage."""
     place = script.places[thing]
-    pose = None if place is None else _Pose(*place, 0.13)
+    pose = None if place is None else _Pose(*place, _RADIUS)
     caught = 0
     for event in script.events:
         if event.action == "drop" and event.thing != thing:
@@ -432,7 +440,7 @@ def _pose(script: Script, thing: int, time: float, bowl: tuple[float, float]) ->
         if event.action == "enter":
             x, y = event.goal
             side = -0.15 if x < bowl[0] else 2 * bowl[0] + 0.15
-            pose = _Pose(side + (x - side) * done, y, 0.13)
+            pose = _Pose(side + (x - side) * done, y, _RADIUS)
         elif pose is None:
             continue
         elif event.action == "move":
@@ -441,8 +449,8 @@ def _pose(script: Script, thing: int, time: float, bowl: tuple[float, float]) ->
         elif event.action == "turn":
             pose.angle += event.goal[0] * math.radians(55) * length * done
         elif event.action in ("grow", "shrink"):
-            was = pose.radius / 0.13
-            pose.radius = 0.13 * (was + (event.goal[0] - was) * done)
+            was = pose.radius / _RADIUS
+            pose.radius = _RADIUS * (was + (event.goal[0] - was) * done)
         elif event.action == "blink" and not over:
             pose.bright = 0.35 if int(time - event.start) % 2 == 0 else 1.0
         elif event.action == "leave":

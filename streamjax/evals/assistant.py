@@ -24,9 +24,7 @@ class Watched:
     given: Dialogue
 
 
-def held_out(
-    clips: Sequence[ClipRecords], count: int
-) -> list[tuple[ClipRecords, int]]:
+def held_out(clips: Sequence[ClipRecords], count: int) -> list[tuple[ClipRecords, int]]:
     """`count` (clip, record number) pairs, taken in turn from every kind of instruction.
 
     Kinds get equal shares (as far as there are records), and within a kind every clip is asked
@@ -107,9 +105,7 @@ def silent(seen: Sequence[Watched]) -> list[Watched]:
     return [_answered(w, np.zeros(len(w.wanted.states), int)) for w in seen]
 
 
-def prior(
-    seen: Sequence[Watched], shares: Float[np.ndarray, "3"], seed: int = 0
-) -> list[Watched]:
+def prior(seen: Sequence[Watched], shares: Float[np.ndarray, "3"], seed: int = 0) -> list[Watched]:
     """States drawn at random with their shares in the training data."""
     rng = np.random.default_rng(seed)
     return [_answered(w, rng.choice(3, len(w.wanted.states), p=shares)) for w in seen]

@@ -25,7 +25,7 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 @dataclasses.dataclass(frozen=True)
 class Dialogue:
-    """One answer per turn: `states` as numbers in STATE_NAMES' order, `texts` "" unless Response."""
+    """One answer per turn: `states` by their place in STATE_NAMES, `texts` "" unless Response."""
 
     states: tuple[int, ...]
     texts: tuple[str, ...]
@@ -112,9 +112,7 @@ def score(wanted: Dialogue, given: Dialogue, *, tolerance: int = 1) -> Timing:
 
 def match(wanted: Sequence[int], given: Sequence[int], tolerance: int) -> list[tuple[int, int]]:
     """Pairs (wanted, given) of times, one to one, at most `tolerance` apart, nearest first."""
-    near = sorted(
-        (abs(a - b), a, b) for a in wanted for b in given if abs(a - b) <= tolerance
-    )
+    near = sorted((abs(a - b), a, b) for a in wanted for b in given if abs(a - b) <= tolerance)
     pairs: list[tuple[int, int]] = []
     for _, a, b in near:
         if all(a != x and b != y for x, y in pairs):

@@ -134,7 +134,9 @@ def test_instances(folder):
             wanted = np.zeros((48, 64), int)
             for thing, mask in zip(script.things, truth[:, second], strict=True):
                 wanted[mask] = labels[thing.name]
-            wanted[world.lamp_mask(CONFIG)] = labels[f"{world.light_at(script, float(second))} light"]
+            wanted[world.lamp_mask(CONFIG)] = labels[
+                f"{world.light_at(script, float(second))} light"
+            ]
             np.testing.assert_array_equal(masks.class_map(clip, second), wanted)
     first = json.loads(path.read_text())["annotations"][0]
     shown = next(i for i, box in enumerate(first["bboxes"]) if box)
