@@ -1,4 +1,4 @@
-"""The embedded world: the same seed gives the same film, and the film shows what the script says."""
+"""The embedded world: a seed gives one film, and the film shows what the script says."""
 
 import dataclasses
 
