@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,7 +71,7 @@ class _Load:
             where = _path_of(record) or where
             return dict(self.transform(record, rng))
         except Exception as error:
-            return Bad(where, f"{type(error).__name__}: {error}".splitlines()[0])
+            return Bad(where, _told(error))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "source": None}  # open files do not travel to workers
@@ -210,6 +211,15 @@ class ArrayRecords:
 
     def __getitem__(self, index: int) -> Any:
         return self.parse(self.records[index])
+
+
+def _told(error: Exception) -> str:
+    """The error in one line; with the place in the code, when it looks like one of the code."""
+    line = f"{type(error).__name__}: {error}".splitlines()[0]
+    if isinstance(error, ValueError | OSError):
+        return line
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{line} ({Path(frame.filename).name}:{frame.lineno})"
 
 
 def _path_of(record: Any) -> str | None:

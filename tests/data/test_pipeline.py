@@ -100,6 +100,15 @@ def test_past_the_stated_rate_the_run_stops_with_one_line():
     assert "\n" not in str(told.value)
 
 
+def test_an_error_of_the_code_tells_its_place(caplog):
+    def mistaken(record, rng):
+        return {"x": record["valu"] if record["value"] == 3 else 0}
+
+    with caplog.at_level(logging.WARNING):
+        take(batches(config(transform=mistaken), batch_size=20, seed=0), 1)
+    assert "skipped clip3.mp4: KeyError: 'valu' (test_pipeline.py:" in caplog.text
+
+
 def test_a_source_that_fails_is_a_bad_sample_too():
     class Holey(list):
         def __getitem__(self, index):
