@@ -29,3 +29,11 @@ def golden() -> Path:
 def rng() -> np.random.Generator:
     """A fresh generator with the same seed for every test, whatever ran before."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with world/ (a few written clips and their annotations) and tokenizer/."""
+    from tests import small_world  # streamjax is imported here, after the hook
+
+    return small_world.make(tmp_path_factory.mktemp("small_world"))

@@ -122,14 +122,16 @@ def patch_labels(
         blocks = pixels.reshape(rows, patch, columns, patch).swapaxes(1, 2)
         blocks = blocks.reshape(rows * columns, patch * patch)
         out[:, second] = 0
-        for number in np.unique(blocks[blocks > 0]):
-            cover = (blocks == number).mean(1)
-            here = (cover >= share) & (cover >= _best_other(blocks, number))
-            colour, shape = names[int(number)].split(" ", 1)
+        present = np.unique(blocks[blocks > 0]).tolist()
+        covers = {number: (blocks == number).mean(1) for number in present}
+        most = np.max([*covers.values(), np.zeros(len(blocks))], axis=0)
+        for number, cover in covers.items():
+            here = (cover >= share) & (cover == most)
+            colour, shape = names[number].split(" ", 1)
             out[0, second, here] = words.colour.index(colour) + 1
             out[1, second, here] = words.shape.index(shape) + 1
             for subject, action, windows in clip.moments:
-                if subject != names[int(number)]:
+                if subject != names[number]:
                     continue
                 verb = words.action.index(action) + 1
                 if any(start <= second <= end for start, end in windows):
@@ -205,11 +207,6 @@ def clip_frames(path: Path, frames: int) -> np.ndarray:
     """
     found = list(video(path, fps=1, max_frames=frames))
     return np.stack(found + [found[-1]] * (frames - len(found)))
-
-
-def _best_other(blocks: np.ndarray, number: int) -> np.ndarray:
-    others = [(blocks == n).mean(1) for n in np.unique(blocks[blocks > 0]) if n != number]
-    return np.max(others, axis=0) if others else np.zeros(len(blocks))
 
 
 def _split(text: str, verbs: Sequence[str]) -> tuple[str, str]:

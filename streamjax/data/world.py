@@ -245,12 +245,12 @@ def _attempt(config: WorldConfig, split: str, index: int, rng: np.random.Generat
                    for a in config.actions):  # fmt: skip
                 break
             continue
+        here = now[thing] or (0.0, 0.0)  # where it is; only what enters is nowhere
         start, end = first - _LEAD, float(first + length - 1)
         goal: tuple[float, ...] = ()
         other = None
         if action == "move":
-            here = now[thing]
-            far = [s for s in spots if math.dist(s, here) > 0.28] if here else []
+            far = [s for s in spots if math.dist(s, here) > 0.28]
             if not far:
                 continue
             goal = far[rng.integers(len(far))]
@@ -263,7 +263,7 @@ def _attempt(config: WorldConfig, split: str, index: int, rng: np.random.Generat
             size[thing] = 1.0 if size[thing] != 1.0 else (1.5 if action == "grow" else 0.6)
             goal = (size[thing],)
         elif action == "drop":
-            spots.append(now[thing])
+            spots.append(here)
             now[thing] = None
             size[thing] = 0.0  # in the bowl for good
         elif action == "enter":
@@ -272,7 +272,7 @@ def _attempt(config: WorldConfig, split: str, index: int, rng: np.random.Generat
             if not any(e.thing == thing for e in events):
                 places[thing] = None
         elif action == "leave":
-            spots.append(now[thing])
+            spots.append(here)
             now[thing] = None
         elif action == "collide":
             partners = [i for i in range(count) if i != thing and _apart(now, size, i, thing)]

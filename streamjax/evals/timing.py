@@ -55,7 +55,8 @@ class Timing:
         right = np.diag(self.confusion)
         total = self.confusion.sum(0) + self.confusion.sum(1)
         scores = np.where(total > 0, 2 * right / np.maximum(total, 1), 1.0)
-        return tuple(float(s) for s in scores)
+        silence, standby, response = (float(s) for s in scores)
+        return silence, standby, response
 
     @property
     def macro_f1(self) -> float:
