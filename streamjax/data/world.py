@@ -168,12 +168,12 @@ def sentence(script: Script, event: Event, subject: str | None = None) -> str:
     return words if event.other is None else f"{words} the {script.things[event.other].name}"
 
 
-def light_at(script: Script, time: float) -> str:
+def light_at(script: Script, time: float | int) -> str:
     """The colour of the light at `time` seconds."""
     return [c.colour for c in script.lights if c.time <= time][-1]
 
 
-def in_bowl(script: Script, time: float) -> int:
+def in_bowl(script: Script, time: float | int) -> int:
     """How many things lie in the bowl at `time` seconds."""
     return sum(e.action == "drop" and e.end <= time for e in script.events)
 
