@@ -215,6 +215,41 @@ def world(
             print(f"{folder}: {count} clips of {split}")
 
 
+def bench(
+    what: Place[Literal["encode", "stream"]],
+    /,
+    window: tuple[int, ...] = (16, 64),
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    size: Literal["base", "tiny"] = "base",
+    frames: int = 20,
+):
+    """Times a streaming frame beside its floor: the model's matrix products alone, and the bytes of
+    its cache at this machine's read bandwidth, measured in the same run. Medians, in milliseconds.
+
+    Example: streamjax bench encode --window 16 64 --dtype bfloat16
+
+    Args:
+        what: A StreamFormer (encode), or an assistant with tower and language model (stream).
+        window: Frames (encode) or turns (stream) remembered; a row each.
+        dtype: Of the parameters and the computation.
+        size: base is StreamFormer's own (224 pixels, 12 layers of 768), tiny a smoke test.
+        frames: Frames timed for each row.
+    """
+    import jax.numpy as jnp
+
+    from streamjax import bench
+
+    if min(window, default=0) < 2 or frames < 1:
+        raise InputError(f"--window {window} --frames {frames}: wanted windows >= 2, frames >= 1")
+    run = bench.bench_encode if what == "encode" else bench.bench_stream
+    rows = []
+    with _counting("windows", len(window)) as counted:
+        for size_of_window in window:
+            rows.append(run(size, jnp.dtype(dtype), size_of_window, frames))
+            counted(len(rows), len(window))
+    print(bench.table(rows, "frames" if what == "encode" else "turns"))
+
+
 def doctor():
     """Says what this machine has, one line each: versions, devices, the speed of the number
     types, video codecs.

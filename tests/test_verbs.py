@@ -142,6 +142,15 @@ def test_what_does_not_fit_is_one_line(folder, args, said, capsys, monkeypatch):
     assert sorted(p.name for p in folder.iterdir()) == before
 
 
+@pytest.mark.parametrize("what", ["encode", "stream"])
+def test_bench_tells_frame_and_floor(what, capsys):
+    assert cli.main(["bench", what, "--size", "tiny", "--window", "2", "--frames", "3"]) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split()[-2:] == ["cache", "ratio"]
+    _, frame, floor, products, cache, _ = map(float, row.split())
+    assert frame > 0 and floor == pytest.approx(products + cache, abs=0.02)
+
+
 def test_world_writes_what_it_says_and_repeats_it(capsys, tmp_path):
     small = ["--train", "1", "--val", "0", "--test", "1", "--novel", "0", "--workers", "0",
              "--seconds", "8", "9", "--height", "16", "--width", "16"]  # fmt: skip
