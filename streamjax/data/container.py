@@ -28,6 +28,8 @@ _LIVE_SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "srt")
 _COVER_PICTURE = 0x400  # libav's mark on the picture that goes with a song
 # libav reads any text file as the animation of a terminal.
 _NOT_VIDEO = frozenset({"tty", "bin", "xbin", "adf", "idf"})
+# Titles and tags of old files are seldom UTF-8; PyAV 19 minds no more and lost the argument.
+_LENIENT: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__[:2]) < 19 else {}
 # Containers whose key frames are ones that decoding may begin at.
 _STRICT_KEYS = ("mp4", "matroska")
 
@@ -61,9 +63,8 @@ class Source:
         with told(self.name):
             self.container = av.open(
                 place,
-                metadata_errors="replace",
                 timeout=(timeout, timeout) if url else None,
-                **(options or {}),
+                **(_LENIENT | (options or {})),
             )
         try:
             self.stream = self._video_stream()
@@ -103,14 +104,16 @@ class Source:
         if self.container.format.name in _NOT_VIDEO:
             raise InputError(f"{self.name}: not a video (it reads as text); wanted mp4, mkv, ...")
         for stream in self.container.streams.video:
-            if int(getattr(stream, "disposition", 0)) & _COVER_PICTURE:
+            if stream.disposition.value & _COVER_PICTURE:
                 continue
             if stream.codec_context is None:
                 raise InputError(f"{self.name}: its video is coded in a way unknown here; wanted "
                                  "H.264, HEVC, VP9, AV1, ...")  # fmt: skip
             return stream
-        kinds = sorted({stream.type for stream in self.container.streams}) or ["nothing"]
-        raise InputError(f"{self.name}: has no video stream, only {', '.join(kinds)}")
+        # Not by each stream's `type`: before PyAV 17 asking an unknown one for it crashes Python.
+        streams = self.container.streams
+        kinds = [name for name in ("audio", "subtitles", "data") if getattr(streams, name)]
+        raise InputError(f"{self.name}: has no video stream, only {', '.join(kinds) or 'nothing'}")
 
     def frames(self) -> Generator[tuple[Fraction, av.VideoFrame]]:
         """Every frame with its seconds after the first; a packet that is broken is left out."""
@@ -236,7 +239,7 @@ class Source:
         if not self.live:
             frames = self.stream.frames or math.floor(duration * fps + 0.5)
             if not frames:  # a raw stream or a picture: nothing but counting tells
-                with told(self.name), av.open(self.name, metadata_errors="replace") as again:
+                with told(self.name), av.open(self.name, **_LENIENT) as again:
                     packets = again.demux(again.streams[self.stream.index])
                     frames = sum(packet.size > 0 for packet in packets)
                 duration = duration or (frames / fps if fps else 0.0)
