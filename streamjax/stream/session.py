@@ -15,6 +15,7 @@ Silence and Standby cost one forward: the decided token rides with the next turn
 """
 
 import dataclasses
+import functools
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -94,7 +95,7 @@ class Session:
         end_id: int | None = None,
     ):
         if tokenizer is None and model.assets.tokenizer is not None and state_ids is None:
-            tokenizer = load_tokenizer(model.assets.tokenizer)
+            tokenizer = _tokenizer_of(model.assets.tokenizer)
         if tokenizer is None and (state_ids is None or end_id is None):
             raise ValueError(
                 "the model has no tokenizer: pass tokenizer=, or state_ids= and end_id= and give "
@@ -334,6 +335,10 @@ class Session:
             self._end += len(said)
             self._pending = [said[-1], self._close]
         return said
+
+
+# Reading one takes as long as many turns, and every dialogue of an evaluation is a new stream.
+_tokenizer_of = functools.lru_cache(maxsize=4)(load_tokenizer)
 
 
 def _shared(a: list[int], b: list[int]) -> int:

@@ -143,8 +143,7 @@ def dump(model: LlavaStreamFormer) -> tuple[dict[str, Any], dict[str, np.ndarray
     tensors = table.dump(nnx.state(model, nnx.Param), rules(c))
     if not c.tower.add_lora_spatial:
         tensors |= _zero_lora(c.tower, model.image_newline[...].dtype)
-    own = dataclasses.asdict(c.decoder)
-    own["head_dim"] = c.decoder.head
+    own = {k: v for k, v in dataclasses.asdict(c.decoder).items() if v is not None}
     own |= {
         f.name: getattr(c, f.name)
         for f in dataclasses.fields(c)
