@@ -35,14 +35,15 @@ SCRIPT = """
 import sys
 from streamjax.train import override, train
 from tests.train import toy
-train(override(toy.config(), sys.argv[2:]), sys.argv[1])
+train(override(toy.config(), sys.argv[3:]), sys.argv[1], compilation_cache=sys.argv[2])
 """
 TIMES = {"seconds", "data_seconds", "compiled"}
 
 
 def start(run: Path, *overrides: str) -> subprocess.Popen:
     """The toy's training in a process (and process group) of its own."""
-    command = [sys.executable, "-c", SCRIPT, str(run), f"steps={STEPS}", *overrides]
+    cache = str(run.parent / "cache")
+    command = [sys.executable, "-c", SCRIPT, str(run), cache, f"steps={STEPS}", *overrides]
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(
         command, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True
