@@ -70,7 +70,7 @@ class WorldConfig:
     events: tuple[int, int] = (3, 5)
     duration: tuple[int, int] = (2, 3)
     gap: tuple[int, int] = (1, 3)
-    light_changes: tuple[int, int] = (1, 3)
+    light_changes: tuple[int, int] = (3, 5)
     colours: tuple[str, ...] = ("red", "green", "blue", "yellow")
     shapes: tuple[str, ...] = ("circle", "square", "triangle")
     actions: tuple[str, ...] = ("move", "turn", "grow", "shrink", "blink", "drop")
