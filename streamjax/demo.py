@@ -74,16 +74,27 @@ FAST = Size(
 )
 
 
-def run(folder: str | Path = "runs/demo", *, fast: bool = False, resume: bool = False) -> dict:
+def run(
+    folder: str | Path = "runs/demo", *, fast: bool = False, resume: bool = False, effort: int = 1
+) -> dict[str, Any]:
     """Runs every stage in `folder` and returns the scores; see the module's words.
 
-    fast: a reduced world, under 90 seconds on 2 cores, for tests; its quality is lower. resume: go
-    on in a folder that a demo was begun in. Raises InputError when the folder holds one already and
-    `resume` is False, or when it was begun with the other size.
+    fast: a reduced world, under 90 seconds on 2 cores, for tests; its quality is lower. effort:
+    this many times the clips and the steps. resume: go on in a folder that a demo was begun in.
+    Raises InputError when the folder holds one already and `resume` is False, and when it was begun
+    in another size.
     """
     folder = Path(folder)
+    if effort < 1:
+        raise InputError(f"effort is {effort}, wanted 1 or more")
     size = FAST if fast else FULL
-    _claim(folder, fast, resume)
+    size = dataclasses.replace(
+        size,
+        train=size.train * effort,
+        tower_steps=size.tower_steps * effort,
+        assistant_steps=size.assistant_steps * effort,
+    )
+    _claim(folder, {"fast": fast, "effort": effort}, resume)
     begin = time.perf_counter()
     with _stage("1/6 the world: videos and annotations"):
         make_world(folder, size)
@@ -240,7 +251,7 @@ def _written(world: Path, split: str) -> int:
     return read_manifest(world)[1].get(split, 0) if (world / "world.json").exists() else 0
 
 
-def _claim(folder: Path, fast: bool, resume: bool) -> None:
+def _claim(folder: Path, wanted: dict[str, Any], resume: bool) -> None:
     """Notes the demo's size in its folder, or checks that it may go on there."""
     note = folder / "demo.json"
     if note.exists():
@@ -249,12 +260,11 @@ def _claim(folder: Path, fast: bool, resume: bool) -> None:
             raise InputError(
                 f"{folder}: holds a demo already; go on with --resume, or choose another --folder"
             )
-        if begun["fast"] != fast:
-            wanted = "with --fast" if begun["fast"] else "without --fast"
-            raise InputError(f"{folder}: the demo there was begun {wanted}; resume it so")
+        if begun != wanted:
+            raise InputError(f"{folder}: the demo there was begun with {begun}, not {wanted}")
         return
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(note, {"fast": fast})
+    _write_json(note, wanted)
 
 
 @contextlib.contextmanager

@@ -24,7 +24,9 @@ Bare = tyro.conf.OmitArgPrefixes
 _WORLD = WorldConfig()
 
 
-def demo(*, folder: Path = Path("runs/demo"), fast: bool = False, resume: bool = False):
+def demo(
+    *, folder: Path = Path("runs/demo"), fast: bool = False, resume: bool = False, effort: int = 1
+):
     """Makes a small world, trains a StreamFormer and a streaming assistant on it, exports them,
     scores them on held-out videos and watches one: about ten minutes on two CPU cores.
 
@@ -34,10 +36,11 @@ def demo(*, folder: Path = Path("runs/demo"), fast: bool = False, resume: bool =
         folder: Where everything goes.
         fast: A reduced world and less training: about a minute, lower quality.
         resume: Go on in a folder that a demo was begun in.
+        effort: This many times the videos and the training.
     """
     from streamjax.demo import run
 
-    run(folder, fast=fast, resume=resume)
+    run(folder, fast=fast, resume=resume, effort=effort)
 
 
 def train(recipe: Place[str], overrides: Place[tuple[str, ...]] = (), /, run: Path | None = None):

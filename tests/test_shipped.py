@@ -27,7 +27,9 @@ def scores(tmp_path_factory):
             world, split, count, demo.FULL.world, tasks=("streamo",), kinds=demo.SCORED, variants=1
         )
     model = sj.load(HOME, dtype=jnp.float32)
-    clips = {split: demo.clips_of(world, split, demo.SCORED) for split in ("test", "novel", "train")}
+    clips = {
+        split: demo.clips_of(world, split, demo.SCORED) for split in ("test", "novel", "train")
+    }
     seen = evals.free_run(model, clips["test"], 126)
     novel = evals.free_run(model, clips["novel"], 63)
     return {
