@@ -119,11 +119,15 @@ class TemporalCache:
         return jax.tree.leaves(self.k)[0].shape[-2]
 
 
+def _init(c: StreamFormerConfig) -> Any:
+    return initializers.truncated_normal(c.initializer_range)
+
+
 class Projection(Linear):
     """A linear map, with a low-rank correction `x @ lora_a @ lora_b` beside it where asked."""
 
-    def __init__(self, d: int, f: int, names, *, bias=True, lora=False, rngs: nnx.Rngs):
-        super().__init__(d, f, names, bias=bias, rngs=rngs)
+    def __init__(self, d: int, f: int, names, *, bias=True, init=None, lora=False, rngs: nnx.Rngs):
+        super().__init__(d, f, names, bias=bias, init=init, rngs=rngs)
         r, small, zeros = LORA_RANK, initializers.normal(0.02), initializers.zeros
         self.lora_a = parameter(rngs, (d, r), (names[0], None), small) if lora else None
         self.lora_b = parameter(rngs, (r, f), (None, names[1]), zeros) if lora else None
@@ -139,12 +143,10 @@ class Attention(nnx.Module):
     """The two projections of an attention; what attends to what is the block's business."""
 
     def __init__(self, c: StreamFormerConfig, *, lora: bool, rngs: nnx.Rngs):
-        d = c.hidden_size
+        d, kinds = c.hidden_size, {"init": _init(c), "lora": lora, "rngs": rngs}
         self.num_heads = c.num_attention_heads
-        self.qkv = Projection(
-            d, 3 * d, ("embed", "heads"), bias=c.qkv_bias, lora=lora, rngs=rngs
-        )
-        self.out = Projection(d, d, ("heads", "embed"), lora=lora, rngs=rngs)
+        self.qkv = Projection(d, 3 * d, ("embed", "heads"), bias=c.qkv_bias, **kinds)
+        self.out = Projection(d, d, ("heads", "embed"), **kinds)
 
     def heads(self, x: Float[Array, "b t p d"]) -> Float[Array, "3 b t p n h"]:
         qkv = self.qkv(x).reshape(*x.shape[:-1], 3, self.num_heads, -1)
@@ -153,8 +155,9 @@ class Attention(nnx.Module):
 
 class Mlp(nnx.Module):
     def __init__(self, c: StreamFormerConfig, *, rngs: nnx.Rngs):
-        self.up = Linear(c.hidden_size, c.intermediate_size, ("embed", "mlp"), rngs=rngs)
-        self.down = Linear(c.intermediate_size, c.hidden_size, ("mlp", "embed"), rngs=rngs)
+        d, f = c.hidden_size, c.intermediate_size
+        self.up = Linear(d, f, ("embed", "mlp"), init=_init(c), rngs=rngs)
+        self.down = Linear(f, d, ("mlp", "embed"), init=_init(c), rngs=rngs)
         self.act = c.hidden_act
 
     def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
@@ -173,7 +176,7 @@ class Block(nnx.Module):
         self.temporal_norm = LayerNorm(d, eps=eps, rngs=rngs)
         self.temporal = Attention(c, lora=False, rngs=rngs)
         # None in a folded model, whose temporal.out has taken them in.
-        self.temporal_dense = Linear(d, d, ("embed", None), rngs=rngs)
+        self.temporal_dense = Linear(d, d, ("embed", None), init=_init(c), rngs=rngs)
         self.gate = parameter(rngs, (), (), initializers.zeros)
         self.attn_norm = LayerNorm(d, eps=eps, rngs=rngs)
         self.attn = Attention(c, lora=c.add_lora_spatial, rngs=rngs)
@@ -213,7 +216,7 @@ class PoolingHead(nnx.Module):
         self.qkv = Linear(
             d, 3 * d, ("embed", "heads"), init=initializers.xavier_uniform(), rngs=rngs
         )
-        self.out = Linear(d, d, ("heads", "embed"), rngs=rngs)
+        self.out = Linear(d, d, ("heads", "embed"), init=_init(c), rngs=rngs)
         self.norm = LayerNorm(d, eps=c.layer_norm_eps, rngs=rngs)
         self.mlp = Mlp(c, rngs=rngs)
 
@@ -252,9 +255,8 @@ class StreamFormer(nnx.Module):
         c = config
         d, e = c.hidden_size, c.patch_size**2 * c.num_channels
         self.config, self.dtype, self.remat, self.assets = c, jnp.dtype(dtype), remat, Assets()
-        self.patch = Linear(e, d, (None, "embed"), rngs=rngs)
-        table = initializers.truncated_normal(0.02)
-        self.position = parameter(rngs, (c.patches, d), (None, "embed"), table)
+        self.patch = Linear(e, d, (None, "embed"), init=_init(c), rngs=rngs)
+        self.position = parameter(rngs, (c.patches, d), (None, "embed"), _init(c))
         self.time = parameter(rngs, (c.num_frames, d), (None, "embed"), initializers.zeros)
         self.layers = stack(lambda r: Block(c, rngs=r), c.num_hidden_layers, rngs)
         self.norm = LayerNorm(d, eps=c.layer_norm_eps, rngs=rngs)
@@ -299,9 +301,7 @@ class StreamFormer(nnx.Module):
         states, attentions = kept if _is_scan(self) else zip(*kept, strict=True)
         states = tuple(patch_major(s) for s in (x, *states))
         attentions = tuple(a.reshape(-1, *a.shape[2:]) for a in attentions)
-        return dataclasses.replace(
-            self._read_out(y), hidden_states=states, attentions=attentions
-        )
+        return dataclasses.replace(self._read_out(y), hidden_states=states, attentions=attentions)
 
     def step(
         self,
@@ -484,6 +484,19 @@ def patch_major(x: Float[Array, "b t p d"]) -> Float[Array, "b pt d"]:
     return x.swapaxes(1, 2).reshape(b, p * t, d)
 
 
+def with_lora(model: StreamFormer, *, rngs: nnx.Rngs) -> StreamFormer:
+    """The same function with LoRA in its spatial attention: A drawn from N(0, 0.02^2), B zero.
+
+    What the original does at the start of its multi-task training; the caller freezes the two
+    matrices (and biases) of `layers.attn` that LoRA now corrects.
+    """
+    config = dataclasses.replace(model.config, add_lora_spatial=True)
+    wide = StreamFormer(config, rngs=rngs, dtype=model.dtype, remat=model.remat)
+    nnx.update(wide, nnx.state(model))
+    wide.assets = model.assets
+    return wide
+
+
 def fold(model: StreamFormer) -> StreamFormer:
     """The same function with fewer products, for a stream on the CPU; not for training.
 
@@ -495,7 +508,7 @@ def fold(model: StreamFormer) -> StreamFormer:
     layers = folded.layers
     if not _is_scan(folded):
         raise ValueError("the model is folded already")
-    exact = dict(precision="highest", preferred_element_type=jnp.float32)
+    exact = {"precision": "highest", "preferred_element_type": jnp.float32}
 
     for projection in (layers.attn.qkv, layers.attn.out):
         if projection.lora_a is not None:

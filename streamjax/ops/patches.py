@@ -18,9 +18,7 @@ def patchify(frames: Float[Array, "b t h w c"], patch: int) -> Float[Array, "b t
     return x.transpose(0, 1, 2, 4, 3, 5, 6).reshape(b, t, rows * columns, patch * patch * c)
 
 
-def resize_square_table(
-    table: Float[Array, "n d"], rows: int, columns: int
-) -> Float[Array, "p d"]:
+def resize_square_table(table: Float[Array, "n d"], rows: int, columns: int) -> Float[Array, "p d"]:
     """A learned table over a square grid, resampled to rows x columns and flattened by rows.
 
     Bicubic (Keys, a = -0.5) with antialias in float32, half-pixel centres: the convention of PIL

@@ -36,7 +36,7 @@ SHARD_BYTES = 5_000_000_000
 def read_file(path: Path | str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """The tensors of one file, as read-only views of the mapped file, and its metadata.
 
-    Raises FileNotFoundError when there is none, InputError when it is empty, truncated or malformed.
+    Raises FileNotFoundError when there is none, InputError when it is damaged.
     """
     path = Path(path)
     size = path.stat().st_size

@@ -39,7 +39,11 @@ def blank(raw: Mapping[str, Any], source: Any) -> StreamFormer:
 
 
 def load(
-    folder: Path, raw: Mapping[str, Any], *, dtype: Any = None, mesh: jax.sharding.Mesh | None = None
+    folder: Path,
+    raw: Mapping[str, Any],
+    *,
+    dtype: Any = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> StreamFormer:
     """Reads a folder in either of the original's layouts: bare names, or the multi-task prefix.
 
@@ -50,20 +54,32 @@ def load(
     """
     model = blank(raw, folder / "config.json")
     tensors, _ = safetensors.read_folder(folder)
+    return fill(model, tensors, source=safetensors.source_of(folder), dtype=dtype, mesh=mesh)
+
+
+def fill(
+    model: StreamFormer,
+    tensors: Mapping[str, np.ndarray],
+    *,
+    source: Any,
+    dtype: Any = None,
+    mesh: jax.sharding.Mesh | None = None,
+) -> StreamFormer:
+    """A `blank` model with the values of the tensors; every tensor must have a place."""
     prefix = PREFIX if any(name.startswith(PREFIX) for name in tensors) else ""
     graph, shapes = nnx.split(model)
     wanted = rules(model.config)
-    source = safetensors.source_of(folder)
     known = table.expected(shapes, wanted, prefix=prefix)
     extras = {name: a for name, a in tensors.items() if name not in known}
     _check_extras(extras, known, model.config, prefix, source)
     state = table.load(
         shapes, wanted, tensors, source=source, prefix=prefix, dtype=dtype, mesh=mesh
     )
-    model = nnx.merge(graph, state)
-    model.dtype = jnp.result_type(*(a.dtype for a in jax.tree.leaves(state)))
-    model.assets = Assets(extras=Extras(dict(raw), extras, prefix))
-    return model
+    filled = nnx.merge(graph, state)
+    filled.dtype = jnp.result_type(*(a.dtype for a in jax.tree.leaves(state)))
+    kept = dataclasses.replace(model.assets.extras, tensors=extras, prefix=prefix)
+    filled.assets = dataclasses.replace(model.assets, extras=kept)
+    return filled
 
 
 def dump(model: StreamFormer) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -141,9 +157,9 @@ def rules(config: StreamFormerConfig) -> list[Rule]:
     ]
     if c.add_lora_spatial:
         table += [
-            Rule(f"{layer}attention.{theirs}_lora_{x}.weight", f"layers.attn.{ours}_{x}", TRANSPOSED)
-            for theirs, ours in (("attention.qkv", "qkv.lora"), ("output.dense", "out.lora"))
-            for x in "ab"
+            Rule(f"{layer}attention.{theirs}_{x}.weight", f"layers.attn.{ours}.{x}", TRANSPOSED)
+            for theirs, ours in (("attention.qkv", "qkv"), ("output.dense", "out"))
+            for x in ("lora_a", "lora_b")
         ]
     return table
 

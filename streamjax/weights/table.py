@@ -29,11 +29,6 @@ SAME = Form(lambda a: a, lambda a: a)
 TRANSPOSED = Form(np.transpose, np.transpose)  # torch's Linear stores (out, in)
 
 
-def reshaped(ours: Callable, theirs: Callable) -> Form:
-    """A form given by its two directions, for shapes that only a family knows."""
-    return Form(ours, theirs)
-
-
 @dataclasses.dataclass(frozen=True)
 class Rule:
     """One tensor name and one parameter path; with "{i}" in the name, one tensor per layer.
@@ -88,9 +83,7 @@ def load(
     return nnx.from_flat_state(filled)
 
 
-def dump(
-    state: nnx.State, rules: Iterable[Rule], *, prefix: str = ""
-) -> dict[str, np.ndarray]:
+def dump(state: nnx.State, rules: Iterable[Rule], *, prefix: str = "") -> dict[str, np.ndarray]:
     """The tensors of a state under their names in the file: the inverse of `load`."""
     flat = dict(nnx.to_flat_state(state))
     tensors = {}
