@@ -23,12 +23,12 @@ from streamjax.data.assistant import DialogueSamples, longest, read_clips
 from streamjax.data.dense import FRAME_ASPECTS, read_words
 from streamjax.data.processors import Assets, ImageProcessor
 from streamjax.data.tokenizer import load_tokenizer
+from streamjax.data.world_files import read_manifest
 from streamjax.models.decoder import DecoderConfig
 from streamjax.models.llava_streamformer import LlavaStreamFormer, LlavaStreamFormerConfig
 from streamjax.train import CheckpointConfig, DataConfig, OptimConfig, TrainConfig, load_module
 from streamjax.train.objectives import assist
 
-SECONDS = 20
 VISUAL = 4  # 4 x 4 patches, pooled 2 x 2
 WIDTH = 128
 
@@ -94,7 +94,8 @@ def config(
 ) -> TrainConfig:
     world = Path(world)
     words = load_tokenizer(tokenizer)
-    samples = DialogueSamples(words, SECONDS, 0, dialogues=2, visual=VISUAL, history_noise=0.5)
+    seconds = read_manifest(world)[0].seconds[1]
+    samples = DialogueSamples(words, seconds, 0, dialogues=2, visual=VISUAL, history_noise=0.5)
     clips = functools.partial(read_clips, world / "streamo" / "train.json", root=world / "videos")
     samples.length = longest(samples, clips()[:100]) + 16
     return TrainConfig(

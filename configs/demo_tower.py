@@ -15,11 +15,11 @@ from pathlib import Path
 
 from streamjax.data.annotations.files import read_label_sets
 from streamjax.data.dense import DenseSamples, read_dense, read_words
+from streamjax.data.world_files import read_manifest
 from streamjax.models.streamformer import StreamFormer, StreamFormerConfig
 from streamjax.train import CheckpointConfig, DataConfig, OptimConfig, TrainConfig
 from streamjax.train.objectives import AlignedTower, align
 
-SECONDS = 20
 TOWER = StreamFormerConfig(
     image_size=64,
     patch_size=16,
@@ -42,7 +42,7 @@ def fresh(rngs, sizes):
 
 def config(world: str | Path = "runs/demo/world", steps: int = 1000) -> TrainConfig:
     world = Path(world)
-    words = read_words(world)
+    words, seconds = read_words(world), read_manifest(world)[0].seconds[1]
     labels = read_label_sets(world / "vis" / "label2id.json")["World"]
     return TrainConfig(
         name="demo_tower",
@@ -53,7 +53,7 @@ def config(world: str | Path = "runs/demo/world", steps: int = 1000) -> TrainCon
         objective=align,
         data=DataConfig(
             source=functools.partial(read_dense, world, "train"),
-            transform=DenseSamples(labels, words, SECONDS, TOWER.patch_size),
+            transform=DenseSamples(labels, words, seconds, TOWER.patch_size),
             threads=1,
             ahead=24,
         ),
