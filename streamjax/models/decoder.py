@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn import initializers
@@ -18,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from streamjax.models.layers import ACTIVATIONS, Linear, RMSNorm, parameter, run_layers, stack
 from streamjax.ops.attention import cached_attention, causal_attention
-from streamjax.ops.cache import KVCache, empty_cache, reserve
+from streamjax.ops.cache import KVCache, empty_cache, reserve, write
 from streamjax.ops.linear import linear
 from streamjax.ops.rope import rope_table, rotate
 from streamjax.sharding import constrain
@@ -182,17 +181,12 @@ class Decoder(nnx.Module):
         plan, cache = reserve(cache, lengths, positions)
         ring_rope = rope_table(plan.rotated, c.head, c.rope_theta)
         sink_rope = rope_table(plan.contiguous, c.head, c.rope_theta)
-        rows = jnp.arange(b)[:, None]
 
         def step(layer, x, keys, values, index):
             def attend(q, k, v):
-                at = (rows, slice(None), plan.slots)
-                at = at if index is None else (index, *at)
                 # Written first and read after, so that a donated cache is updated in place.
-                new_keys, new_values = (
-                    held.at[at].set(a.swapaxes(1, 2).astype(held.dtype), mode="drop")
-                    for held, a in ((keys, rotate(k, *ring_rope)), (values, v))
-                )
+                new_keys = write(keys, rotate(k, *ring_rope), plan.slots, index)
+                new_values = write(values, v, plan.slots, index)
                 own = new_keys if index is None else new_keys[index]
                 own_values = new_values if index is None else new_values[index]
                 sink = None

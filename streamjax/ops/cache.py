@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from streamjax.ops.rope import rope_table, rotate
 
@@ -113,6 +113,26 @@ def reserve(
     following = jnp.max(jnp.where(real, positions + 1, cache.next[:, None]), axis=1)
     cache = dataclasses.replace(cache, positions=kept, end=end, next=following)
     return Plan(slots, _visible(cache, numbers), rotated, positions), cache
+
+
+def write(
+    held: Float[Array, "*layers b k s h"],
+    new: Float[Array, "b k l h"],
+    slots: Int[Array, "b l"],
+    layer: Any = None,
+) -> Float[Array, "*layers b k s h"]:
+    """Puts a chunk's keys or values into their slots, those of one layer where `held` is stacked.
+
+    Slots past the end are padding, and dropped. A single token is written beside one that is
+    dropped: XLA:CPU turns a scatter of one row into an update for which it copies the whole cache.
+    """
+    if slots.shape[1] == 1:
+        new = jnp.concatenate([new, new], axis=2)
+        slots = jnp.concatenate([slots, jnp.full_like(slots, held.shape[-2])], axis=1)
+    rows = jnp.arange(slots.shape[0])[:, None]
+    at = (rows, slice(None), slots)
+    at = at if layer is None else (layer, *at)
+    return held.at[at].set(new.swapaxes(1, 2).astype(held.dtype), mode="drop")
 
 
 def slide(
