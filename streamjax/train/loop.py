@@ -92,8 +92,9 @@ def train(
             start, state = _begin(setup, checkpoints, data)
             rows_file = MetricsFile(run_dir / "metrics.jsonl", start)
             run = _Run(config, setup, mesh, data, checkpoints, rows_file)
+            shown = progress if shard[0] == 0 else displays.silent
             with rows_file, _stop_signals() as stopped:
-                state = run.steps(start, state, progress, stopped)
+                state = run.steps(start, state, shown, stopped)
             model = nnx.merge(setup.graphdef, state.params, state.frozen)
     finally:
         data.close()
@@ -101,11 +102,14 @@ def train(
 
 
 class MetricsFile:
-    """metrics.jsonl: one row a step, whatever happened in between; rows past `step` are cut off."""
+    """metrics.jsonl: one row a step, whatever happened in between; rows past `step` are cut off.
+
+    Of several processes the first one writes.
+    """
 
     def __init__(self, path: Path, step: int):
         self.last: dict[str, Any] = {}
-        self.path = path
+        self.path = path if jax.process_index() == 0 else Path(os.devnull)
         good = 0
         if path.exists():
             for line in path.read_bytes().splitlines(keepends=True):
@@ -114,8 +118,9 @@ class MetricsFile:
                     break
                 good += len(line)
                 self.last = row
-        with path.open("ab") as file:
-            file.truncate(good)
+        if self.path == path:
+            with path.open("ab") as file:
+                file.truncate(good)
 
     def __enter__(self) -> "MetricsFile":
         self.file = self.path.open("a")
@@ -131,7 +136,8 @@ class MetricsFile:
 
     def sync(self) -> None:
         """Rows reach the disk before the checkpoint that counts on them."""
-        os.fsync(self.file.fileno())
+        if self.path != Path(os.devnull):
+            os.fsync(self.file.fileno())
 
 
 @dataclasses.dataclass
@@ -205,8 +211,7 @@ class _Run:
                     f"step {step}: {key} is {row[key]}, wanted a finite number; {kept}: lower "
                     f"optim.lr or optim.clip, or look at the data of this step"
                 )
-        if jax.process_index() == 0:
-            self.rows.write(row)
+        self.rows.write(row)
         return row
 
     def _save(self, step: int, state: TrainState) -> None:
@@ -251,8 +256,8 @@ def _write_recipe(config: TrainConfig, run_dir: Path, resume: bool) -> None:
                 f"{run_dir} was begun with another recipe: {'; '.join(told)}: choose another folder"
             )
         return
+    run_dir.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
-        run_dir.mkdir(parents=True, exist_ok=True)
         versions = {"streamjax": __version__, "python": platform.python_version()}
         versions |= {"jax": jax.__version__, "devices": str(jax.devices())}
         temporary = path.with_name(".recipe.json.tmp")
