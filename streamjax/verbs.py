@@ -112,7 +112,7 @@ def stream(
         print(turn_line(turn), flush=True)
 
     seen = watch(watcher, frames, questions, show=show)
-    facts = [Path(model).name, f"{fps:g} frames a second"]
+    facts = [model, "1 frame a second" if fps == 1 else f"{fps:g} frames a second"]
     for path in write_files(seen, _stem(video, out), title=_title(video), about=facts):
         print(f"wrote {path}", file=sys.stderr)
     if seen.stopped:

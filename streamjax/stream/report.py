@@ -124,8 +124,8 @@ def write_report(
 </section>
 <section class="sheet timeline" aria-label="Timeline">
 {_timeline(turns, pictures, questions, first, tiny)}
-<p class="hint">Height is probability; the full colour is what was chosen. Point at a second to see
-it, click to stay there.</p>
+<p class="hint">Height is probability, in the last lane latency; the full colour is what was chosen.
+Point at a second to see it, click to stay there.</p>
 </section>
 {_talk(turns, questions)}
 <section class="seconds" aria-label="Every second">
@@ -240,8 +240,9 @@ def _timeline(
             f"{_bars('bar chosen', heights, chosen, step, base)}</g>"
         )
     taken = [seconds_taken(turn) for turn in turns]
-    # The first turns may hold a compilation: the scale is set by the usual ones, the rest is cut.
-    usual = float(np.quantile(taken, 0.9)) * 1.25
+    # The first turns and the first answer hold a compilation: usual turns set the scale, and what
+    # is longer is cut.
+    usual = min(float(np.quantile(taken, 0.9)) * 1.25, 3 * statistics.median(taken))
     if usual > 0:
         names.append((bottom, "Wait", f"≤ {_milliseconds(usual)} ms"))
         heights = [min(t / usual, 1.0) * _LANE * 2 / 3 for t in taken]
