@@ -31,10 +31,10 @@ def config_of(raw: Mapping[str, Any], source: Any) -> StreamFormerConfig:
 
 
 def blank(raw: Mapping[str, Any], source: Any) -> StreamFormer:
-    """The model of a config.json with shapes in place of values."""
+    """The model of a config.json with shapes in place of values, and the buffers it implies."""
     config = config_of(raw, source)
     model = nnx.eval_shape(lambda: StreamFormer(config, rngs=nnx.Rngs(0)))
-    model.assets = Assets(extras=Extras(config=dict(raw)))
+    model.assets = Assets(extras=Extras(config=dict(raw), tensors=_buffers(config)))
     return model
 
 
@@ -92,14 +92,18 @@ def dump(model: StreamFormer) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         raise ValueError("a folded model cannot be saved: save the one it was folded from")
     c, extras = model.config, model.assets.extras
     raw = {"architectures": ["TimesformerMultiTaskingModelSigLIP"], "model_type": MODEL_TYPE}
-    masks: dict[str, np.ndarray] = {}
-    if c.enable_causal_temporal:
-        mask = np.tril(np.ones((c.num_frames, c.num_frames), np.float32))
-        masks = {f"encoder.layer.{i}.{MASK}": mask for i in range(c.num_hidden_layers)}
     if extras is None:
-        extras = Extras(config=raw, tensors=masks)
+        extras = Extras(config=raw, tensors=_buffers(c))
     tensors = table.dump(nnx.state(model, nnx.Param), rules(c), prefix=extras.prefix)
     return raw | dict(extras.config) | dataclasses.asdict(c), tensors | dict(extras.tensors)
+
+
+def _buffers(c: StreamFormerConfig) -> dict[str, np.ndarray]:
+    """The mask buffers that the original's strict loader asks for."""
+    if not c.enable_causal_temporal:
+        return {}
+    mask = np.tril(np.ones((c.num_frames, c.num_frames), np.float32))
+    return {f"encoder.layer.{i}.{MASK}": mask for i in range(c.num_hidden_layers)}
 
 
 def _check_extras(
