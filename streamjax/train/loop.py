@@ -142,7 +142,7 @@ class MetricsFile:
 
 @dataclasses.dataclass
 class _Run:
-    """The loop's tools, and the little it remembers for the display."""
+    """What the loop works with."""
 
     config: TrainConfig
     setup: Setup
@@ -163,7 +163,7 @@ class _Run:
             return state
         step_fn = make_step(config, self.setup, self.mesh)
         window: deque[dict[str, Any]] = deque(maxlen=max(50, config.log_every))
-        saved = start
+        stop, saved = None, start
         # One step stays in flight: its numbers are read while the next one already runs.
         flying: tuple[int, dict[str, jax.Array], dict[str, Any]] | None = None
         with progress(config.name, config.steps, start) as show:
@@ -186,15 +186,16 @@ class _Run:
                 clock = now
                 compiled = {"compiled": True} if number == start + 1 else {}
                 flying = (number, metrics, {"skipped": self.data.skipped, **times, **compiled})
-                last = number == config.steps or stopped() is not None
+                stop = stopped()
+                last = number == config.steps or stop is not None
                 if last or number % config.checkpoint.every == 0:
                     land()
                     flying = None
                     self._save(number, state)
                     saved = number
-                if stopped() is not None and number < config.steps:
+                if stop is not None:
                     break
-        _leave(stopped(), saved, config.steps)
+        _leave(stop, saved, config.steps)
         return state
 
     def _log(
