@@ -209,7 +209,8 @@ class Decoder(nnx.Module):
 
             def scan_body(carry, inputs):
                 layer, index = inputs
-                x, (keys, values) = step(layer, *carry, index)
+                x, keys, values = carry
+                x, (keys, values) = step(layer, x, keys, values, index)
                 return (x, keys, values), None
 
             depth = jnp.arange(c.num_hidden_layers)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from streamjax.data.processors import Assets
 from streamjax.models import streamformer
@@ -196,7 +196,8 @@ class LlavaStreamFormer(nnx.Module):
                 tiles = self._project(self._watch(batch[:, None]))[:, 0]
                 tiles = tiles.reshape(len(run), t, *tiles.shape[1:])
                 for picture, (_, _, size) in zip(tiles, run, strict=True):
-                    pieces.append(self._picture_tokens(picture, side, size))
+                    if size is not None:  # it is a picture, not a video
+                        pieces.append(self._picture_tokens(picture, side, size))
         return jnp.concatenate(pieces) if len(pieces) > 1 else pieces[0]
 
     def encode_frame(
@@ -366,7 +367,7 @@ class LlavaStreamFormer(nnx.Module):
         columns, rows = self._tile_grid(len(tiles), side, size)
         whole = tiles[1:].reshape(rows, columns, *side, -1).swapaxes(1, 2)
         whole = whole.reshape(rows * side[0], columns * side[1], -1)
-        top, left = padding_of(whole.shape[:2], size)
+        top, left = padding_of((whole.shape[0], whole.shape[1]), size)
         whole = whole[top : whole.shape[0] - top, left : whole.shape[1] - left]
         lines = _with_newline(whole, newline)
         return jnp.concatenate([tiles[0], lines.reshape(-1, lines.shape[-1])])
@@ -390,7 +391,7 @@ class LlavaStreamFormer(nnx.Module):
         across, down = width // (side[1] * self._patch), height // (side[0] * self._patch)
         if across * down != tiles - 1:
             raise ValueError(
-                f"a picture of {size[0]}x{size[1]} makes {across}x{down} tiles and one of the whole, "
+                f"a picture of {size[0]}x{size[1]} makes {across}x{down} tiles and a whole one, "
                 f"found {tiles}: were its tiles cut with other image_grid_pinpoints?"
             )
         return across, down
@@ -425,9 +426,7 @@ def pool(
     return x.astype(jnp.float32).mean(axis=(3, 5)).astype(x.dtype)
 
 
-def best_pinpoint(
-    size: tuple[int, int], pinpoints: Sequence[tuple[int, int]]
-) -> tuple[int, int]:
+def best_pinpoint(size: tuple[int, int], pinpoints: Sequence[tuple[int, int]]) -> tuple[int, int]:
     """The canvas (width, height) that keeps most of a picture's pixels, then wastes least."""
 
     def merit(canvas):

@@ -49,7 +49,7 @@ def cached_attention(
 
     `mask` says which slots a query may read. `sink` = (queries, count) makes the first `count`
     slots be scored with queries of their own: the same queries rotated for the frame of positions
-    that the sink's keys live in (ops/cache.py). Chunks longer than CHUNK go CHUNK queries at a time.
+    that the sink's keys live in (ops/cache.py). Longer chunks go CHUNK queries at a time.
     """
     length = q.shape[2]
     if length <= CHUNK:

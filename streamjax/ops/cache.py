@@ -5,12 +5,12 @@ lives in ring slot g mod ring. Sliding forgets the oldest numbers by moving a co
 a few of them (the system prompt, a standing question) into the sink. Nothing else ever moves.
 
 Positions are *contiguous*: the model sees the retained tokens numbered as if the forgotten ones had
-never been. Keys are stored rotated, and never rotated again for it. A ring key keeps the position it
-was written at, which is its contiguous position plus `shift`, the span forgotten so far; a sink key
-has its contiguous position, which does not change. Attention only knows differences of positions,
-so a query is rotated twice, at `position + shift` for the ring and at `position` for the sink, and
-both score as if every key had been re-rotated (specs/vlm.md 5.2, option D turned around: O(chunk)
-work instead of O(sink), exact, and no unrotated copy to keep).
+never been. Keys are stored rotated, and never rotated again for it. A ring key keeps the position
+it was written at, which is its contiguous position plus `shift`, the span forgotten so far; a sink
+key has its contiguous position, which does not change. Attention only knows differences of
+positions, so a query is rotated twice, at `position + shift` for the ring and at `position` for the
+sink, and both score as if every key had been re-rotated (specs/vlm.md 5.2, option D turned around:
+O(chunk) work instead of O(sink), exact, and no unrotated copy to keep).
 
 Masks go by order in the cache, never by position: under M-RoPE positions repeat.
 """
@@ -69,7 +69,15 @@ class Plan:
 
 
 def empty_cache(
-    batch: int, *, layers: int, heads: int, head_dim: int, capacity: int, sink: int, dtype, scan: bool
+    batch: int,
+    *,
+    layers: int,
+    heads: int,
+    head_dim: int,
+    capacity: int,
+    sink: int,
+    dtype,
+    scan: bool,
 ) -> KVCache:
     """No tokens; room for `sink` and `capacity` more. One array for all layers where `scan`."""
     if capacity < 1 or sink < 0:
@@ -160,9 +168,7 @@ def slide(
     ahead = cache.next + cache.shift  # the next token's position in the ring's numbering
     start = jnp.take_along_axis(cache.positions, oldest[:, None], axis=1)[:, 0]
     shift = jnp.where(first < cache.end, start, ahead) - sink
-    return KVCache(
-        k, v, positions, sink, first, cache.end, ahead - shift, shift, cache.sink_slots
-    )
+    return KVCache(k, v, positions, sink, first, cache.end, ahead - shift, shift, cache.sink_slots)
 
 
 def rebase(cache: KVCache, theta: float) -> KVCache:
@@ -175,9 +181,7 @@ def rebase(cache: KVCache, theta: float) -> KVCache:
     room = cache.sink_slots
     k = _each_layer(lambda a: a.at[:, :, room:].set(rotate(a[:, :, room:], cos, sin)), cache.k)
     positions = cache.positions.at[:, room:].add(-cache.shift[:, None])
-    return dataclasses.replace(
-        cache, k=k, positions=positions, shift=jnp.zeros_like(cache.shift)
-    )
+    return dataclasses.replace(cache, k=k, positions=positions, shift=jnp.zeros_like(cache.shift))
 
 
 def evict(cache: KVCache, start: Any, stop: Any, theta: float) -> KVCache:

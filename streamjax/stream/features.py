@@ -25,8 +25,8 @@ class Features:
 class FeatureStream:
     """A StreamFormer that watches: `push(frame)` -> Features.
 
-    Each frame's temporal attention sees the last `window` frames (None: the model's num_frames), and
-    frames past the end of the time table keep its last row: `model(frames, time_rule="hold",
+    Each frame's temporal attention sees the last `window` frames (None: the model's num_frames),
+    and frames past the end of the time table keep its last row: `model(frames, time_rule="hold",
     window=window)`, one frame at a time.
     """
 

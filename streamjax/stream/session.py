@@ -103,7 +103,7 @@ class Session:
             )
         self.tokenizer, self.fps, self.max_new_tokens = tokenizer, fps, max_new_tokens
         self._frames = FrameReader(model)
-        stops = () if end_id is None else (end_id,)
+        stops: tuple[int, ...] = () if end_id is None else (end_id,)
         opening: Any = ()
         if tokenizer is not None:
             if system is None:
@@ -133,7 +133,9 @@ class Session:
         self._first = self._end = self._base = 0
         self._index = 0
         self._tower_window = tower_window or model.config.tower.num_frames
-        self._window, self._capacity = window, capacity
+        # Where they are None, the first frame decides.
+        self._window: Any = window
+        self._capacity: Any = capacity
         self._cache: Any = None
         self._tower_cache: Any = None
         # Room for the system prompt and some questions.
@@ -216,8 +218,8 @@ class Session:
                 chunk[at : at + 1] = [PLACEHOLDER] * self._visual
             if chunk.count(PLACEHOLDER) != self._visual:
                 raise ValueError(
-                    f"the chunk has {chunk.count(PLACEHOLDER)} placeholders ({PLACEHOLDER}), wanted "
-                    f"1, or {self._visual}: one per visual token"
+                    f"the chunk has {chunk.count(PLACEHOLDER)} placeholders ({PLACEHOLDER}), "
+                    f"wanted 1, or {self._visual}: one per visual token"
                 )
             return chunk, 0, keep
         now = self._index / self.fps + 1e-6
@@ -240,7 +242,7 @@ class Session:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _place(self, chunk: list[int], words_at: int, kept: int) -> tuple[Any, Any, Any]:
-        """Makes room, books the turn, and pads the chunk: (tokens, length, drop) for the program."""
+        """Makes room, books the turn and pads the chunk: (tokens, length, drop) for `turn`."""
         whole = [*self._pending, *chunk]
         self._pending = []
         need = len(whole) + self.max_new_tokens + 1
@@ -300,7 +302,7 @@ class Session:
         return 0 if moved else drop
 
     def _sink(self, moved: list[int], drop: int) -> None:
-        """Moves tokens, by their numbers, behind what the sink holds; forgets `drop` of the ring."""
+        """Moves tokens, by number, behind what the sink holds; forgets `drop` of the ring."""
         slots = list(range(self._sunk_head + sum(self._sunk) - len(moved)))
         slots += [self._sink_slots + number % self._cache.ring for number in moved]
         while len(slots) > self._sink_slots and self._sunk:  # the oldest question makes room
@@ -342,7 +344,7 @@ _tokenizer_of = functools.lru_cache(maxsize=4)(load_tokenizer)
 
 
 def _shared(a: list[int], b: list[int]) -> int:
-    """How many tokens two lists begin with alike: a mark's last token may merge with what follows."""
+    """How many tokens two lists share at their start: a mark's last may merge with what follows."""
     for i, (x, y) in enumerate(zip(a, b, strict=False)):
         if x != y:
             return i

@@ -196,9 +196,7 @@ def rules(config: LlavaStreamFormerConfig) -> list[Rule]:
         Rule(f"{layer}self_attn.{x}_proj.weight", f"{ours}{x}.kernel", TRANSPOSED) for x in "qkv"
     ]
     if config.decoder.attention_bias:
-        attention += [
-            Rule(f"{layer}self_attn.{x}_proj.bias", f"{ours}{x}.bias") for x in "qkv"
-        ]
+        attention += [Rule(f"{layer}self_attn.{x}_proj.bias", f"{ours}{x}.bias") for x in "qkv"]
     head = [] if config.decoder.tie_word_embeddings else [
         Rule("lm_head.weight", "decoder.head", TRANSPOSED)
     ]  # fmt: skip

@@ -65,7 +65,7 @@ def load(
     """
     flat = dict(nnx.to_flat_state(abstract))
     shardings = dict(nnx.to_flat_state(shardings_of(abstract, mesh))) if mesh else {}
-    filled = {}
+    filled: dict[Any, Any] = {}
     for rule, path, names in _pairs(flat, rules):
         shape = flat[path].get_value().shape
         stacked = "{i}" in rule.name

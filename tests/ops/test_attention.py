@@ -21,8 +21,8 @@ def plain(q, k, v, mask):
 
 
 def heads(rng, b, n, k, length, h=8):
-    make = lambda count: jnp.asarray(rng.standard_normal((b, count, length, h)), jnp.float32)
-    return make(n), make(k), make(k)
+    shapes = ((b, count, length, h) for count in (n, k, k))
+    return tuple(jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes)
 
 
 @pytest.mark.parametrize("length", [1, 7, 150])
@@ -43,7 +43,10 @@ def test_blocks_equal_the_plain_form(rng, monkeypatch, length, packed, rows, blo
 
 def test_gradients_in_blocks(rng, monkeypatch):
     q, k, v = heads(rng, 1, 2, 1, 60)
-    gradient = lambda: jax.grad(lambda q: jnp.sin(causal_attention(q, k, v)).sum())(q)
+
+    def gradient():
+        return jax.grad(lambda q: jnp.sin(causal_attention(q, k, v)).sum())(q)
+
     whole = gradient()
     monkeypatch.setattr(attention, "ROWS", 8)
     monkeypatch.setattr(attention, "BLOCKS", 2)
@@ -62,7 +65,9 @@ def test_a_cache_under_a_mask_and_a_sink_of_its_own(rng, monkeypatch):
     q, k, v = heads(rng, 2, 4, 2, 24)
     rows = q[:, :, :10]
     mask = jnp.asarray(rng.random((2, 10, 24)) < 0.5).at[:, :, 0].set(True)
-    np.testing.assert_allclose(cached_attention(rows, k, v, mask), plain(rows, k, v, mask), atol=2e-6)
+    np.testing.assert_allclose(
+        cached_attention(rows, k, v, mask), plain(rows, k, v, mask), atol=2e-6
+    )
 
     other = jnp.roll(rows, 1, axis=-1)
     found = cached_attention(rows, k, v, mask, (other, 6))

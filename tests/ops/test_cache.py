@@ -72,7 +72,10 @@ def test_sliding_equals_evicting_and_both_renumber(decoder, x):
         np.testing.assert_allclose(found, outs[0][0], atol=1e-5)
 
     # Once more, now that the ring has wrapped and the sink is not empty.
-    again = [slide(outs[0][1], jnp.asarray([9, 9]), None, THETA), kv.evict(outs[1][1], 5, 14, THETA)]
+    again = [
+        slide(outs[0][1], jnp.asarray([9, 9]), None, THETA),
+        kv.evict(outs[1][1], 5, 14, THETA),
+    ]
     found = [extend(decoder, x[:, :10], way, jnp.asarray([10, 10]))[0] for way in again]
     np.testing.assert_allclose(found[0], found[1], atol=1e-5)
 
@@ -121,7 +124,9 @@ def test_explicit_positions_are_those_of_the_retained(decoder, x):
     _, cache = fill(decoder, x[:, :30], decoder.init_cache(2, capacity=64))
     slid = slide(cache, jnp.asarray([10, 10]), None, THETA)
     implied, _ = decoder.extend(x[:, 30:35], slid)
-    stated, after = decoder.extend(x[:, 30:35], slid, positions=jnp.asarray([[20, 21, 22, 23, 24]] * 2))
+    stated, after = decoder.extend(
+        x[:, 30:35], slid, positions=jnp.asarray([[20, 21, 22, 23, 24]] * 2)
+    )
     np.testing.assert_allclose(implied, stated, atol=1e-6)
     jumped, after = decoder.extend(x[:, 30:31], slid, positions=jnp.asarray([[40]] * 2))
     assert after.next.tolist() == [41, 41] and np.abs(jumped - stated[:, :1]).max() > 1e-4

@@ -1,4 +1,4 @@
-"""A streaming assistant against the forward over its transcript, and against its policy's oracle."""
+"""A streaming assistant against the forward over its transcript and its policy's oracle."""
 
 import gc
 
@@ -172,7 +172,7 @@ def test_a_stream_equals_the_forward_over_its_transcript(model, tokenizer, frame
 
 
 def test_the_transcript_is_the_dialogue_that_training_encodes(model, tokenizer, frames):
-    turns = [t for t in watch(model, tokenizer, frames[:8], QUESTIONS)]
+    turns = list(watch(model, tokenizer, frames[:8], QUESTIONS))
     transcript = Transcript(tokenizer, turns, QUESTIONS)
     messages = [{"role": "system", "content": SYSTEM}]
     for turn in turns:
@@ -181,8 +181,10 @@ def test_the_transcript_is_the_dialogue_that_training_encodes(model, tokenizer, 
         messages.append({"role": "user", "content": user_content(turn.index, question)})
         messages.append({"role": "assistant", "content": answer})
     encoded = chat.encode(tokenizer, messages, VISUAL, format=chat.LLAVA)
-    same = [chat.answer_tokens(tokenizer, tokenizer.decode(t.tokens)).tolist() == [*t.tokens, chat.end_id(tokenizer)] for t in turns]  # fmt: skip
-    if all(same):  # a random model's words need not be how the tokenizer writes them
+    close = chat.end_id(tokenizer)
+    written = [chat.answer_tokens(tokenizer, tokenizer.decode(t.tokens)).tolist() for t in turns]
+    if written == [[*t.tokens, close] for t in turns]:
+        # A random model's words need not be how the tokenizer writes them; here they are.
         assert encoded.tokens.tolist() == transcript.tokens
     assert encoded.turn_starts[0] == len(chat.opening(tokenizer, SYSTEM))
 
