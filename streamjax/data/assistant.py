@@ -6,6 +6,7 @@ at it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,9 @@ def messages_of(record: Record, turns: int, system_prompt: str = SYSTEM_PROMPT) 
     ]
 
 
+@lru_cache(maxsize=65536)
 def turns_in(path: Path) -> int:
-    """How many seconds of a video are turns of a dialogue at 1 fps."""
+    """How many seconds of a video are turns of a dialogue at 1 fps; a file is opened once."""
     return int(probe(path).duration)
 
 
@@ -70,6 +72,9 @@ class DialogueSamples:
     dialogues: int
     visual: int
     history_noise: float = 0.0
+
+    def __post_init__(self):
+        self._encoded: dict[str, Encoded] = {}
 
     def __call__(self, clip: ClipRecords, rng: np.random.Generator) -> dict[str, np.ndarray]:
         turns = turns_in(clip.video_path)
@@ -100,7 +105,12 @@ class DialogueSamples:
         tokens[here] = rng.choice(quiet, here.sum())
 
     def encode(self, record: Record, turns: int) -> Encoded:
-        return encode(self.tokenizer, messages_of(record, turns), self.visual, format=LLAVA)
+        """The record's tokens; made once and kept, for later epochs cost nothing then."""
+        if record.where not in self._encoded:
+            messages = messages_of(record, turns)
+            encoded = encode(self.tokenizer, messages, self.visual, format=LLAVA)
+            self._encoded[record.where] = encoded
+        return self._encoded[record.where]
 
 
 def _chosen(records: Sequence[Record], count: int, rng: np.random.Generator) -> list[int]:
