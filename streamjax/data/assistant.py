@@ -56,8 +56,7 @@ def turns_in(path: Path) -> int:
 class DialogueSamples:
     """Clip -> {"frames" uint8 [t h w 3], "tokens" and "labels" int32 [k l]}.
 
-    `dialogues` records of the clip are drawn for every sample, of different kinds of instruction
-    as far as there are any; frames and rows are padded to
+    `dialogues` records of the clip are drawn for every sample; frames and rows are padded to
     `frames` and `length` (the last frame repeated, token 0, label -100). Longer ones raise, and so
     are skipped and counted by the pipeline. `visual` is the number of tokens of a frame.
 
@@ -80,7 +79,8 @@ class DialogueSamples:
         turns = turns_in(clip.video_path)
         if turns > self.frames:
             raise ValueError(f"{turns} seconds, wanted at most {self.frames}")
-        chosen = _chosen(clip.records, self.dialogues, rng)
+        chosen = rng.permutation(len(clip.records))[: self.dialogues]
+        chosen = np.resize(chosen, self.dialogues)  # a clip with few records repeats them
         tokens = np.zeros((self.dialogues, self.length), np.int32)
         labels = np.full_like(tokens, IGNORE)
         for row, index in enumerate(chosen):
@@ -111,16 +111,6 @@ class DialogueSamples:
             encoded = encode(self.tokenizer, messages, self.visual, format=LLAVA)
             self._encoded[record.where] = encoded
         return self._encoded[record.where]
-
-
-def _chosen(records: Sequence[Record], count: int, rng: np.random.Generator) -> list[int]:
-    """Numbers of `count` records: kinds drawn first and all alike, then one of each."""
-    kinds: dict[str, list[int]] = {}
-    for number, record in enumerate(records):
-        kinds.setdefault(record.content.get("kind", ""), []).append(number)
-    names = [list(kinds)[i] for i in rng.permutation(len(kinds))]
-    # A clip with fewer kinds than dialogues repeats them.
-    return [int(rng.choice(kinds[name])) for name in np.resize(names, count)]
 
 
 def longest(samples: DialogueSamples, clips: Sequence[ClipRecords], multiple: int = 16) -> int:
