@@ -64,6 +64,9 @@ def load(
     if not (folder / "config.json").is_file() and (folder / "model" / "config.json").is_file():
         return _load_run(folder, dtype, mesh)
     raw = read_config(folder / "config.json")
+    if dtype is not None:  # what is saved again says what it now holds
+        name = jax.numpy.dtype(dtype).name
+        raw |= {key: name for key in ("torch_dtype", "dtype") if key in raw}
     model = family_of(raw, folder / "config.json").load(folder, raw, dtype=dtype, mesh=mesh)
     _take_assets(model, folder)
     return model
