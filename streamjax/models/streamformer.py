@@ -72,6 +72,10 @@ class StreamFormerConfig:
             raise ValueError(
                 f"hidden_act is {self.hidden_act!r}, wanted one of {', '.join(ACTIVATIONS)}"
             )
+        for field in dataclasses.fields(self):
+            size = getattr(self, field.name)
+            if field.type is int and size < 1:
+                raise ValueError(f"{field.name} is {size}, wanted a positive number")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size is {self.hidden_size}, wanted a multiple of "

@@ -49,11 +49,15 @@ def load(
 
     dtype: of parameters and computation; None keeps the stored one. Beside the parameters the mask
     buffers are accepted and, in the prefixed layout, text_encoder.*, task_heads.*, logit_scale and
-    logit_bias; all are kept for saving. Raises InputError for any other tensor, a missing or
+    logit_bias; all are kept for saving. LoRA in the prefixed layout is taken as it is, whatever
+    add_lora_spatial says, and saved with true. Raises InputError for any other tensor, a missing or
     mis-shaped one, and a bad config.
     """
-    model = blank(raw, folder / "config.json")
     tensors, _ = safetensors.read_folder(folder)
+    # The multi-task training adds LoRA to its model without writing so into the config.
+    if any(n.startswith(PREFIX) and n.endswith(".qkv_lora_a.weight") for n in tensors):
+        raw = {**raw, "add_lora_spatial": True}
+    model = blank(raw, folder / "config.json")
     return fill(model, tensors, source=safetensors.source_of(folder), dtype=dtype, mesh=mesh)
 
 
