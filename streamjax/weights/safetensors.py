@@ -62,7 +62,7 @@ def read_file(path: Path | str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     tensors = {}
     for name, (dtype, shape, begin, end) in entries.items():
         wanted = math.prod(shape) * dtype.itemsize
-        if end - begin != wanted:
+        if end - begin != wanted or begin < 0 or min(shape, default=0) < 0:
             raise InputError(
                 f"{path}: tensor {name} has {end - begin} bytes, wanted {wanted} for shape "
                 f"{list(shape)} of {dtype}: the file is damaged"
