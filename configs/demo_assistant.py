@@ -10,7 +10,8 @@ the tower was aligned with start where the projector puts them, so that the lang
 with an idea of what "red" looks like.
 
 Ran in 350 s on 2 busy cores of an AMD EPYC. Free-running on 180 held-out dialogues: macro-F1 .826,
-precision .911, recall .860, right text .947; on 90 with held-out combinations .808, .880, .863, .879.
+precision .911, recall .860, right text .947; on 90 with held-out combinations .808, .880, .863 and
+.879.
 """
 
 import functools
