@@ -30,7 +30,14 @@ from streamjax.data.tokenizer import load_tokenizer
 from streamjax.data.world_files import read_manifest
 from streamjax.models.decoder import DecoderConfig
 from streamjax.models.llava_streamformer import LlavaStreamFormer, LlavaStreamFormerConfig
-from streamjax.train import CheckpointConfig, DataConfig, OptimConfig, TrainConfig, load_module
+from streamjax.train import (
+    CheckpointConfig,
+    DataConfig,
+    MeshConfig,
+    OptimConfig,
+    TrainConfig,
+    load_module,
+)
 from streamjax.train.objectives import assist
 
 VISUAL = 4  # 4 x 4 patches, pooled 2 x 2
@@ -114,5 +121,6 @@ def config(
             kind="muon", lr=0.02, adam_lr=3e-3, b2=0.99, warmup=0.05, final=0.02, weight_decay=0.01
         ),
         frozen=("tower",),
+        mesh=MeshConfig(data=1),  # small enough for one device, wherever it runs
         checkpoint=CheckpointConfig(every=200),
     )

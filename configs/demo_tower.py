@@ -20,7 +20,7 @@ from streamjax.data.annotations.files import read_label_sets
 from streamjax.data.dense import DenseSamples, read_dense, read_words
 from streamjax.data.world_files import read_manifest
 from streamjax.models.streamformer import StreamFormer, StreamFormerConfig
-from streamjax.train import CheckpointConfig, DataConfig, OptimConfig, TrainConfig
+from streamjax.train import CheckpointConfig, DataConfig, MeshConfig, OptimConfig, TrainConfig
 from streamjax.train.objectives import AlignedTower, align
 
 TOWER = StreamFormerConfig(
@@ -63,5 +63,6 @@ def config(world: str | Path = "runs/demo/world", steps: int = 1000) -> TrainCon
         optim=OptimConfig(
             kind="muon", lr=0.02, adam_lr=3e-3, b2=0.99, warmup=0.05, final=0.02, weight_decay=0.01
         ),
+        mesh=MeshConfig(data=1),  # small enough for one device, wherever it runs
         checkpoint=CheckpointConfig(every=250),
     )

@@ -29,19 +29,25 @@ RULES: dict[str, tuple[str, ...]] = {
 def make_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1, context: int = 1) -> Mesh:
     """The device mesh; `data=-1` takes the devices that the other axes leave over.
 
-    Raises ValueError when the axes do not multiply to the number of devices.
+    Axes that multiply to fewer devices than there are take the first ones. Raises ValueError when
+    they need more.
     """
     devices = jax.device_count()
     rest = fsdp * tensor * context
     if data == -1:
         data = max(devices // rest, 1)
-    if data * rest != devices:
+    if data * rest > devices:
         raise ValueError(
             f"mesh data={data} fsdp={fsdp} tensor={tensor} context={context} needs {data * rest} "
             f"devices, found {devices}: set mesh.data=-1 to use what is left over"
         )
     # jax.make_mesh defaults to Explicit axes; this library is written for Auto.
-    return jax.make_mesh((data, fsdp, tensor, context), MESH_AXES, axis_types=(AxisType.Auto,) * 4)
+    return jax.make_mesh(
+        (data, fsdp, tensor, context),
+        MESH_AXES,
+        axis_types=(AxisType.Auto,) * 4,
+        devices=jax.devices()[: data * rest],
+    )
 
 
 def axes(init: Callable, *names: str | None) -> Callable:
