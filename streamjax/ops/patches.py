@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 
@@ -28,3 +29,34 @@ def resize_square_table(table: Float[Array, "n d"], rows: int, columns: int) -> 
     square = table.astype(jnp.float32).reshape(side, side, -1)
     resized = jax.image.resize(square, (rows, columns, square.shape[-1]), "cubic", antialias=True)
     return resized.reshape(rows * columns, -1).astype(table.dtype)
+
+
+def interpolate_square_table(
+    table: Float[Array, "n d"], rows: int, columns: int
+) -> Float[Array, "p d"]:
+    """The same without antialias and with a = -0.75: torch's plain `interpolate(mode="bicubic")`.
+
+    A table that keeps its size comes back as it was.
+    """
+    side = round(table.shape[0] ** 0.5)
+    if (rows, columns) == (side, side):
+        return table
+    square = table.astype(jnp.float32).reshape(side, side, -1)
+    down, across = _cubic_weights(side, rows), _cubic_weights(side, columns)
+    resized = jnp.einsum("ri,cj,ijd->rcd", down, across, square)
+    return resized.reshape(rows * columns, -1).astype(table.dtype)
+
+
+def _cubic_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
+    """What each old cell gives to each new one: four taps, those over the edge taken at the edge."""
+    a = -0.75
+    at = (np.arange(new) + 0.5) * (old / new) - 0.5
+    weights = np.zeros((new, old))
+    for tap in range(-1, 3):
+        cell = np.floor(at) + tap
+        x = np.abs(at - cell)
+        near = ((a + 2) * x - (a + 3)) * x * x + 1
+        far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+        cell = np.clip(cell, 0, old - 1).astype(int)
+        np.add.at(weights, (np.arange(new), cell), np.where(x <= 1, near, far))
+    return weights.astype(np.float32)
