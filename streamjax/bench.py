@@ -85,7 +85,8 @@ def bench_stream(size: str, dtype: Any, window: int, frames: int) -> Row:
     for _ in range(window + 2):
         stream.push(frame, chunk)
     folded = stream._model
-    visual = folded.frame_tokens(*frame.shape[:2])
+    side = config.tower.image_size // config.tower.patch_size
+    (visual,) = folded.visual_tokens([(1, side, side)])
     products = _tower_products(folded.tower)
     products += [(config.tower.patches, k) for k in _kernels(folded.projector)]
     products += [(visual + TEXT, k) for layer in folded.decoder.layers for k in _kernels(layer)]

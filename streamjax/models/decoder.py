@@ -1,9 +1,9 @@
-"""The language model: a pre-norm decoder with grouped keys, covering Llama and Qwen2.
+"""The language model: a pre-norm decoder with grouped keys, covering Llama, Qwen2 and Qwen3.
 
     x += out(attention(norm(x)));  x += down(silu(gate(y)) * up(y)),  y = norm(x)
 
-specs/vlm.md section 2.6. Training, prefill and streaming run the same block; they differ in what
-the block's queries attend to, which is a function they hand it.
+specs/vlm.md sections 2.6 and 2.7. Training, prefill and streaming run the same block; they differ
+in what the block's queries attend to, which is a function they hand it.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from streamjax.models.layers import ACTIVATIONS, Linear, RMSNorm, parameter, run
 from streamjax.ops.attention import cached_attention, causal_attention
 from streamjax.ops.cache import KVCache, empty_cache, reserve, write
 from streamjax.ops.linear import linear
-from streamjax.ops.rope import rope_table, rotate
+from streamjax.ops.rope import dynamic_theta, mrope_axes, mrope_table, rope_table, rotate
 from streamjax.sharding import constrain
 
 
@@ -27,8 +27,11 @@ from streamjax.sharding import constrain
 class DecoderConfig:
     """Sizes and options, under the names of the originals' config.json.
 
-    `attention_bias` is Qwen2's bias on q, k and v (never on the output projection). Raises
-    ValueError when heads do not divide, or for an unknown activation.
+    `attention_bias` is Qwen2's bias on q, k and v (never on the output projection), `qk_norm`
+    Qwen3's norm of every query and key head. `mrope_section` (pairs of channels for time, row and
+    column) makes positions three numbers; `rope_dynamic_factor` is InternVL's "dynamic NTK" beyond
+    max_position_embeddings. Raises ValueError when heads or sections do not fit, or for an unknown
+    activation.
     """
 
     vocab_size: int
@@ -39,9 +42,13 @@ class DecoderConfig:
     num_key_value_heads: int
     head_dim: int | None = None  # None: hidden_size / num_attention_heads
     attention_bias: bool = True
+    qk_norm: bool = False
     tie_word_embeddings: bool = False
     rms_norm_eps: float = 1e-6
     rope_theta: float = 1e6
+    rope_dynamic_factor: float | None = None
+    mrope_section: tuple[int, int, int] | None = None
+    mrope_interleaved: bool = False
     max_position_embeddings: int = 32768
     hidden_act: str = "silu"
     initializer_range: float = 0.02
@@ -55,6 +62,11 @@ class DecoderConfig:
             )
         if self.head % 2:
             raise ValueError(f"head_dim is {self.head}, wanted an even number for rotation")
+        if self.mrope_section is not None and 2 * sum(self.mrope_section) != self.head:
+            raise ValueError(
+                f"mrope_section is {list(self.mrope_section)}, wanted three numbers that add up to "
+                f"half of head_dim={self.head}"
+            )
         if self.hidden_act not in ACTIVATIONS:
             raise ValueError(
                 f"hidden_act is {self.hidden_act!r}, wanted one of {', '.join(ACTIVATIONS)}"
@@ -81,6 +93,8 @@ class Block(nnx.Module):
         self.q = make(d, n * h, ("embed", "heads"), c.attention_bias)
         self.k = make(d, k * h, ("embed", "heads"), c.attention_bias)
         self.v = make(d, k * h, ("embed", "heads"), c.attention_bias)
+        self.q_norm = RMSNorm(h, eps=c.rms_norm_eps, rngs=rngs) if c.qk_norm else None
+        self.k_norm = RMSNorm(h, eps=c.rms_norm_eps, rngs=rngs) if c.qk_norm else None
         self.out = make(n * h, d, ("heads", "embed"))
         self.mlp_norm = RMSNorm(d, eps=c.rms_norm_eps, rngs=rngs)
         self.gate = make(d, f, ("embed", "mlp"))
@@ -96,6 +110,8 @@ class Block(nnx.Module):
             project(y).reshape(b, length, -1, self.config.head).swapaxes(1, 2)
             for project in (self.q, self.k, self.v)
         )
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         attended, kept = attend(q, k, v)
         x = x + self.out(attended.swapaxes(1, 2).reshape(b, length, -1))
         y = self.mlp_norm(x)
@@ -139,23 +155,29 @@ class Decoder(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "b l d"],
-        positions: Int[Array, "b l"],
+        positions: Int[Array, "*axes b l"],
         segments: Int[Array, "b l"] | None = None,
+        *,
+        deepstack: Float[Array, "k b l d"] | None = None,
     ) -> Float[Array, "b l d"]:
-        """Whole sequences: each token sees the earlier tokens of its own segment."""
-        c = self.config
-        cos, sin = rope_table(positions, c.head, c.rope_theta)
+        """Whole sequences: each token sees the earlier tokens of its own segment.
+
+        positions: [b l], or [3 b l] with `mrope_section`. deepstack: what the first k layers add to
+        their output, zero at the places of text (Qwen3-VL, specs/vlm.md 2.4).
+        """
+        cos, sin = self._rope(positions, self._theta(positions))
 
         def attend(q, k, v):
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
             return causal_attention(q, k, v, segments), None
 
         def body(x, inputs):
-            (layer,) = inputs
-            return layer(x, attend)
+            layer, index = inputs
+            x, kept = layer(x, attend)
+            return _deepened(x, deepstack, index), kept
 
         x = constrain(x, "batch", "length", None)
-        x, _ = run_layers(body, x, self.layers, remat=self.remat)
+        x, _ = run_layers(body, x, self.layers, self._depths(), remat=self.remat)
         return self.norm(x)
 
     def extend(
@@ -164,25 +186,27 @@ class Decoder(nnx.Module):
         cache: KVCache,
         *,
         lengths: Int[Array, " b"] | None = None,
-        positions: Int[Array, "b l"] | None = None,
+        positions: Int[Array, "*axes b l"] | None = None,
+        deepstack: Float[Array, "k b l d"] | None = None,
     ) -> tuple[Float[Array, "b l d"], KVCache]:
         """The next chunk of each row: a prompt, a turn, or one token.
 
         lengths [b]: real tokens of each row, padding behind them (None: all). positions: contiguous
-        ones (None: they go on from the last). Hidden states of padding mean nothing. Donate the
-        cache. Raises ValueError when the chunk does not fit, where the counters are known.
+        ones (None: they go on from the last, as text). Hidden states of padding mean nothing.
+        Donate the cache. `rope_dynamic_factor` is not applied: keys that are kept cannot follow a
+        base that grows, so a cache is exact up to max_position_embeddings. Raises ValueError when
+        the chunk does not fit, where the counters are known.
         """
         b, length, _ = x.shape
-        c = self.config
         if lengths is None:
             lengths = jnp.full((b,), length, jnp.int32)
         if positions is None:
             positions = cache.next[:, None] + jnp.arange(length)
         plan, cache = reserve(cache, lengths, positions)
-        ring_rope = rope_table(plan.rotated, c.head, c.rope_theta)
-        sink_rope = rope_table(plan.contiguous, c.head, c.rope_theta)
+        ring_rope = self._rope(plan.rotated, self.config.rope_theta)
+        sink_rope = self._rope(plan.contiguous, self.config.rope_theta)
 
-        def step(layer, x, keys, values, index):
+        def step(layer, x, keys, values, depth, index):
             def attend(q, k, v):
                 # Written first and read after, so that a donated cache is updated in place.
                 new_keys = write(keys, rotate(k, *ring_rope), plan.slots, index)
@@ -195,26 +219,26 @@ class Decoder(nnx.Module):
                 out = cached_attention(rotate(q, *ring_rope), own, own_values, plan.mask, sink)
                 return out, (new_keys, new_values)
 
-            return layer(x, attend)
+            x, kept = layer(x, attend)
+            return _deepened(x, deepstack, depth), kept
 
         if isinstance(self.layers, tuple):
 
             def loop_body(x, inputs):
-                layer, keys, values = inputs
-                return step(layer, x, keys, values, None)
+                layer, depth, keys, values = inputs
+                return step(layer, x, keys, values, depth, None)
 
-            x, kept = run_layers(loop_body, x, self.layers, cache.k, cache.v)
+            x, kept = run_layers(loop_body, x, self.layers, self._depths(), cache.k, cache.v)
             keys, values = zip(*kept, strict=True)
         else:
 
             def scan_body(carry, inputs):
-                layer, index = inputs
+                layer, depth = inputs
                 x, keys, values = carry
-                x, (keys, values) = step(layer, x, keys, values, index)
+                x, (keys, values) = step(layer, x, keys, values, depth, depth)
                 return (x, keys, values), None
 
-            depth = jnp.arange(c.num_hidden_layers)
-            carry, _ = run_layers(scan_body, (x, cache.k, cache.v), self.layers, depth)
+            carry, _ = run_layers(scan_body, (x, cache.k, cache.v), self.layers, self._depths())
             x, keys, values = carry
         cache = dataclasses.replace(cache, k=keys, v=values)
         return self.norm(x), cache
@@ -232,3 +256,35 @@ class Decoder(nnx.Module):
             dtype=self.dtype,
             scan=not isinstance(self.layers, tuple),
         )
+
+    def _depths(self) -> Any:
+        """The number of each layer: an array to scan, or plain integers for a tuple of layers."""
+        depth = self.config.num_hidden_layers
+        return range(depth) if isinstance(self.layers, tuple) else jnp.arange(depth)
+
+    def _rope(self, positions, theta):
+        c = self.config
+        if c.mrope_section is None or positions.ndim == 2:  # text alone: the axes agree
+            return rope_table(positions, c.head, theta)
+        axes = mrope_axes(c.mrope_section, interleaved=c.mrope_interleaved)
+        return mrope_table(positions, c.head, theta, axes)
+
+    def _theta(self, positions):
+        c = self.config
+        if c.rope_dynamic_factor is None:
+            return c.rope_theta
+        length = positions.max() + 1
+        return dynamic_theta(
+            c.rope_theta, c.head, length, c.max_position_embeddings, c.rope_dynamic_factor
+        )
+
+
+def _deepened(x, deepstack, depth):
+    """The output of layer `depth`, with what the vision tower adds to the first few."""
+    if deepstack is None:
+        return x
+    if isinstance(depth, int):
+        return x + deepstack[depth] if depth < len(deepstack) else x
+    # One body for all layers: the ones behind the first few add nothing.
+    more = deepstack[jnp.minimum(depth, len(deepstack) - 1)]
+    return x + jnp.where(depth < len(deepstack), more, jnp.zeros_like(more))

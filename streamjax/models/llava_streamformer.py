@@ -16,21 +16,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from streamjax.data.processors import Assets
 from streamjax.models import streamformer
-from streamjax.models.decoder import Decoder, DecoderConfig
-from streamjax.models.layers import ACTIVATIONS, Linear, parameter, unstack
+from streamjax.models.decoder import DecoderConfig
+from streamjax.models.layers import ACTIVATIONS, Linear, parameter
 from streamjax.models.streamformer import StreamFormer, StreamFormerConfig, TemporalCache
-from streamjax.ops.cache import KVCache, evict
+from streamjax.models.vlm import Grid, VideoLM, host_grid
 
 PLACEHOLDER = -200  # in no vocabulary: one per picture before `expand`, one per visual token after
 POOL = 2  # hard-wired in the original, whatever mm_spatial_pool_stride says
 
-Grid = Any  # [images, 3] host integers: (frames or tiles, rows and columns of patches)
 ImageSizes = Sequence[tuple[int, int] | None] | None
 
 
@@ -61,14 +58,6 @@ class LlavaStreamFormerConfig:
                 raise ValueError(f"{name} is {found!r}, wanted one of {', '.join(known)}")
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class LMOutput:
-    """logits [b l v]."""
-
-    logits: Any
-
-
 class Projector(nnx.Module):
     """Two linear maps with an exact GELU between them (`mlp2x_gelu`)."""
 
@@ -80,15 +69,17 @@ class Projector(nnx.Module):
         return self.down(ACTIVATIONS["gelu"](self.up(x)))
 
 
-class LlavaStreamFormer(nnx.Module):
+class LlavaStreamFormer(VideoLM):
     """`tower` -> `projector` -> `decoder`, and the learned `image_newline` [d].
 
-    tokens int [b l] hold PLACEHOLDER once per visual token (`expand` makes them so). pixels are
+    tokens int [b l] hold PLACEHOLDER once per visual token. pixels are
     [frames, 3, h, w], normalised, of all clips in reading order; or [b, frames, 3, h, w] when every
     row of the batch has as many, which keeps each row's pictures on the row's device. grid [clips,
     3] is host numpy, (frames, rows, columns) in patches. A still picture is a row of its own whose
     first number counts tiles; `image_sizes` then has (width, height) for it and None for videos.
     """
+
+    pixel_dims = 4
 
     def __init__(
         self,
@@ -98,67 +89,16 @@ class LlavaStreamFormer(nnx.Module):
         dtype: Any = jnp.float32,
         remat: str | None = None,
     ):
+        super().__init__(config, rngs=rngs, dtype=dtype, remat=remat)
         width = config.decoder.hidden_size
-        self.config, self.dtype, self.assets = config, jnp.dtype(dtype), Assets()
         self.tower = StreamFormer(config.tower, rngs=rngs, dtype=dtype, remat=remat)
         self.projector = Projector(config.tower.hidden_size, width, rngs=rngs)
         init = jax.nn.initializers.normal(width**-0.5)
         self.image_newline = parameter(rngs, (width,), ("embed",), init)
-        self.decoder = Decoder(config.decoder, rngs=rngs, dtype=dtype, remat=remat)
 
-    def __call__(
-        self,
-        tokens: Int[Array | np.ndarray, "b l"],
-        pixels: Any = None,
-        grid: Grid = None,
-        *,
-        mask: Any = None,
-        segments: Any = None,
-        positions: Any = None,
-        image_sizes: ImageSizes = None,
-    ) -> LMOutput:
-        """The logits of whole sequences; the arguments are those of `hidden`."""
-        hidden = self.hidden(
-            tokens, pixels, grid, mask=mask, segments=segments, positions=positions,
-            image_sizes=image_sizes,
-        )  # fmt: skip
-        return LMOutput(self.decoder.logits(hidden))
-
-    def hidden(
-        self,
-        tokens: Int[Array | np.ndarray, "b l"],
-        pixels: Any = None,
-        grid: Grid = None,
-        *,
-        mask: Any = None,
-        segments: Any = None,
-        positions: Any = None,
-        image_sizes: ImageSizes = None,
-    ) -> Float[Array, "b l d"]:
-        """The final-normed states, for a loss that takes `head_kernel()` piece by piece.
-
-        mask [b l]: true for real tokens (None: all). segments int [b l]: packed dialogues, which do
-        not see one another. positions int [b l]: None counts real tokens, from 0 in every segment.
-        Raises ValueError when the placeholders are not as many as the visual tokens.
-        """
-        features = None
-        if pixels is not None:
-            features = self.encode_images(pixels, grid, image_sizes=image_sizes)
-            if pixels.ndim == 5:
-                features = features.reshape(pixels.shape[0], -1, features.shape[-1])
-        x = self.embed(tokens, features)
-        if positions is None:
-            positions, _ = self.positions(tokens, grid, mask=mask, segments=segments)
-        if mask is not None:
-            ids = 0 if segments is None else jnp.asarray(segments, jnp.int32)
-            segments = jnp.where(jnp.asarray(mask, bool), ids, -1)
-        elif segments is not None:
-            segments = jnp.asarray(segments, jnp.int32)
-        return self.decoder(x, jnp.asarray(positions, jnp.int32), segments)
-
-    def head_kernel(self) -> Float[Array, "d v"]:
-        """What turns hidden states into logits."""
-        return self.decoder.head_kernel()
+    @property
+    def placeholders(self) -> tuple[int, ...]:
+        return (PLACEHOLDER,)
 
     def encode_images(
         self, pixels: Any, grid: Grid, *, image_sizes: ImageSizes = None
@@ -170,7 +110,7 @@ class LlavaStreamFormer(nnx.Module):
         tiles as one map, without the rows or columns that were padding, each row with a newline.
         Raises ValueError when pixels and grid disagree.
         """
-        grid = _host_grid(grid)
+        grid = host_grid(grid)
         pixels = jnp.asarray(pixels, self.dtype)
         frames = jnp.moveaxis(pixels.reshape(-1, *pixels.shape[-3:]), 1, -1)
         side = (frames.shape[1] // self._patch, frames.shape[2] // self._patch)
@@ -200,134 +140,45 @@ class LlavaStreamFormer(nnx.Module):
                         pieces.append(self._picture_tokens(picture, side, size))
         return jnp.concatenate(pieces) if len(pieces) > 1 else pieces[0]
 
-    def encode_frame(
-        self, frame: Float[Array, "b h w 3"], cache: TemporalCache
-    ) -> tuple[Float[Array, "b n d"], TemporalCache]:
-        """The next frame of b streams as visual tokens; `cache` is `tower.init_cache(...)`.
+    def visual_tokens(self, grid: Grid, *, image_sizes: ImageSizes = None) -> list[int]:
+        """How many visual tokens each clip or picture becomes, newlines included."""
+        grid = host_grid(grid)
+        sizes = image_sizes or [None] * len(grid)
+        return [self._count(row, size) for row, size in zip(grid, sizes, strict=True)]
 
-        Equal to `encode_images` over the whole video, frame by frame. Raises ValueError for
-        mm_newline_position="one_token", where only the end of a video has its newline.
+    def init_frames(self, batch: int, grid: Any, *, window: int | None = None) -> TemporalCache:
+        """The tower's temporal cache, for `window` frames (None: num_frames).
+
+        Raises ValueError for mm_newline_position="one_token", where only the end of a video has
+        its newline.
         """
-        self.frame_tokens(*frame.shape[1:3])
-        out, cache = self.tower.step(frame[:, None].astype(self.dtype), cache, time_rule="hold")
-        side = (frame.shape[1] // self._patch, frame.shape[2] // self._patch)
-        tokens = self._clip_tokens(self._project(out.tokens), side)
-        return tokens.reshape(len(frame), -1, tokens.shape[-1]), cache
-
-    def frame_tokens(self, height: int, width: int) -> int:
-        """Visual tokens of one frame of a stream of frames of this size."""
         if self.config.mm_newline_position == "one_token":
             raise ValueError(
                 "mm_newline_position='one_token' marks the end of a video and cannot be streamed: "
                 "set it to 'no_token' or 'frame' in config.json"
             )
-        return self._count((1, height // self._patch, width // self._patch), None)
-
-    def expand(
-        self, tokens: Any, grid: Grid, *, image_sizes: ImageSizes = None
-    ) -> Int[np.ndarray, "*b l"]:
-        """Repeats each placeholder once per visual token of its clip or picture; host numpy.
-
-        tokens: int [l] or [b l], one placeholder per row of grid, in reading order. Rows that come
-        out shorter are padded with 0 behind. Raises ValueError when the counts differ.
-        """
-        tokens, grid = np.asarray(tokens), _host_grid(grid)
-        rows = tokens.reshape(-1, tokens.shape[-1])
-        sizes = image_sizes or [None] * len(grid)
-        counts = [self._count(row, size) for row, size in zip(grid, sizes, strict=True)]
-        if (found := int((rows == PLACEHOLDER).sum())) != len(counts):
-            raise ValueError(f"{found} placeholders ({PLACEHOLDER}) for {len(counts)} grid rows")
-        repeats = np.ones(rows.shape, np.int64)
-        repeats[rows == PLACEHOLDER] = counts
-        long = [np.repeat(row, times) for row, times in zip(rows, repeats, strict=True)]
-        length = max(map(len, long))
-        out = np.stack([np.pad(row, (0, length - len(row))) for row in long])
-        return out.reshape(*tokens.shape[:-1], length)
-
-    def positions(
-        self,
-        tokens: Any,
-        grid: Grid = None,
-        *,
-        mask: Any = None,
-        segments: Any = None,
-        seconds_per_grid: Any = None,
-        rule: str = "max",
-    ) -> tuple[Int[Array, "b l"], Int[Array, " b"]]:
-        """Each token's position, and the next position minus the length, per row.
-
-        Real tokens are counted from 0, anew in every segment; masked ones get 0. This family
-        places pictures like text: grid, seconds_per_grid and rule are those of its relatives.
-        """
-        shape = np.shape(tokens)
-        real = jnp.ones(shape, bool) if mask is None else jnp.asarray(mask, bool)
-        place = jnp.cumsum(real, axis=1, dtype=jnp.int32) - 1
-        if segments is not None:
-            ids = jnp.asarray(segments, jnp.int32)
-            fresh = jnp.concatenate([ids[:, :1] != ids[:, :1], ids[:, 1:] != ids[:, :-1]], axis=1)
-            place = place - jax.lax.cummax(jnp.where(fresh, jnp.maximum(place, 0), 0), axis=1)
-        positions = jnp.where(real, place, 0)
-        return positions, positions.max(axis=1) + 1 - shape[1]
-
-    def extend(
-        self,
-        tokens: Int[Array | np.ndarray, "b l"],
-        cache: KVCache,
-        *,
-        features: Any = None,
-        positions: Any = None,
-        lengths: Any = None,
-    ) -> tuple[LMOutput, KVCache]:
-        """Appends a chunk to each row's past: a prompt, a turn, or one decoded token.
-
-        features: visual tokens for the placeholders, [n d] in reading order or [b n d] by rows.
-        positions int [b l] as the model would see the retained tokens; None goes on counting.
-        lengths [b]: real tokens per row when rows are padded behind. Donate the cache. Raises
-        ValueError when the chunk does not fit the cache or the features do not fit the tokens.
-        """
-        as_ints = [None if a is None else jnp.asarray(a, jnp.int32) for a in (positions, lengths)]
-        hidden, cache = self.decoder.extend(
-            self.embed(tokens, features), cache, positions=as_ints[0], lengths=as_ints[1]
+        _, rows, columns = (int(n) for n in grid)
+        return self.tower.init_cache(
+            batch,
+            height=rows * self._patch,
+            width=columns * self._patch,
+            capacity=window or self.config.tower.num_frames,
         )
-        return LMOutput(self.decoder.logits(hidden)), cache
 
-    def evict(self, cache: KVCache, start: Any, stop: Any) -> KVCache:
-        """Forgets tokens start <= i < stop of the cache; the rest closes up, positions too.
+    def encode_frame(
+        self, pixels: Float[Array, "b h w 3"], state: TemporalCache
+    ) -> tuple[Float[Array, "b n d"], TemporalCache]:
+        """The next frame of b streams as visual tokens; pixels are the tower's, channels last."""
+        out, state = self.tower.step(pixels[:, None].astype(self.dtype), state, time_rule="hold")
+        side = (pixels.shape[1] // self._patch, pixels.shape[2] // self._patch)
+        tokens = self._clip_tokens(self._project(out.tokens), side)
+        return tokens.reshape(len(pixels), -1, tokens.shape[-1]), state
 
-        What was computed after them stays as it was: this equals attention restricted to the
-        retained tokens with contiguous positions, not a forward over them (specs/vlm.md 5.2 B).
-        """
-        return evict(cache, start, stop, self.config.decoder.rope_theta)
-
-    def init_cache(self, batch: int, *, capacity: int, sink: int = 0) -> KVCache:
-        """An empty cache for `capacity` tokens a row, and `sink` more for a stream's first ones."""
-        return self.decoder.init_cache(batch, capacity=capacity, sink=sink)
-
-    def embed(
-        self, tokens: Int[Array | np.ndarray, "b l"], features: Any = None
-    ) -> Float[Array, "b l d"]:
-        """The decoder's input: embedding rows, and visual tokens in the placeholders' places.
-
-        features: [n d] in reading order over the batch, or [b n d] by rows.
-        """
-        holes = 0 if isinstance(tokens, jax.core.Tracer) else int((np.asarray(tokens) < 0).sum())
-        given = 0 if features is None else int(np.prod(features.shape[:-1]))
-        if not isinstance(tokens, jax.core.Tracer) and holes != given:
-            raise ValueError(
-                f"{holes} placeholders ({PLACEHOLDER}) for {given} visual tokens: "
-                "model.expand(tokens, grid) writes one for each"
-            )
-        tokens = jnp.asarray(tokens, jnp.int32)
-        x = self.decoder.lookup(tokens)
-        if features is None:
-            return x
-        by_row = features.ndim == 3
-        here = tokens == PLACEHOLDER
-        flat = here if by_row else here.reshape(1, -1)
-        index = jnp.maximum(jnp.cumsum(flat, axis=1) - 1, 0)
-        rows = features if by_row else features[None]
-        picked = jnp.take_along_axis(rows.astype(x.dtype), index[..., None], axis=1, mode="clip")
-        return jnp.where(here[..., None], picked.reshape(x.shape), x)
+    def fold(self) -> Any:
+        """The same function for a stream: the tower folded, layers as tuples. Not for training."""
+        folded = super().fold()
+        folded.tower = streamformer.fold(self.tower)
+        return folded
 
     @property
     def _patch(self) -> int:
@@ -397,14 +248,6 @@ class LlavaStreamFormer(nnx.Module):
         return across, down
 
 
-def fold(model: LlavaStreamFormer) -> LlavaStreamFormer:
-    """The same function for a stream: the tower folded, layers as tuples. Not for training."""
-    folded = jax.tree.map(lambda a: a, model)
-    folded.tower = streamformer.fold(model.tower)
-    folded.decoder.layers = unstack(model.decoder.layers, model.config.decoder.num_hidden_layers)
-    return folded
-
-
 def pool(
     x: Float[Array, "b t p d"], side: tuple[int, int], mode: str
 ) -> Float[Array, "b t rows columns d"]:
@@ -452,10 +295,3 @@ def padding_of(shape: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]
 def _with_newline(x: Float[Array, "*rows n d"], newline: Float[Array, " d"]) -> Any:
     ends = jnp.broadcast_to(newline, (*x.shape[:-2], 1, x.shape[-1]))
     return jnp.concatenate([x, ends], axis=-2)
-
-
-def _host_grid(grid: Grid) -> np.ndarray:
-    if grid is None or isinstance(grid, jax.core.Tracer):
-        found = "missing" if grid is None else "traced"
-        raise ValueError(f"grid is {found}, wanted host integers [images, 3]: (t, rows, columns)")
-    return np.asarray(grid).reshape(-1, 3)

@@ -12,7 +12,10 @@ positions, so a query is rotated twice, at `position + shift` for the ring and a
 sink, and both score as if every key had been re-rotated (specs/vlm.md 5.2, option D turned around:
 O(chunk) work instead of O(sink), exact, and no unrotated copy to keep).
 
-Masks go by order in the cache, never by position: under M-RoPE positions repeat.
+Under M-RoPE a position is three numbers. Keys are rotated by all three when they are written; the
+cache keeps the first (time). That is enough: whatever is moved later, is moved by one span on all
+three, and spans are counted between text tokens, where the three agree. Masks go by order in the
+cache, never by position, because patches of a picture share theirs.
 """
 
 import dataclasses
@@ -31,9 +34,10 @@ class KVCache:
     """Keys, values and the counters of each row.
 
     k, v: [layers b k s h] for a scanned decoder, or a tuple of [b k s h], one per layer.
-    positions [b s]: what the key in each slot is rotated for. The rest is int32 [b]: `sink`, sink
-    slots in use; `first` and `end`, the running numbers in the ring are first <= g < end; `next`,
-    the contiguous position of the next token; `shift`, what the ring's positions are ahead by.
+    positions [b s]: what the key in each slot is rotated for (on the time axis). The rest is int32
+    [b]: `sink`, sink slots in use; `first` and `end`, the running numbers in the ring are first <=
+    g < end; `next`, the contiguous position of the next token; `shift`, what the ring's positions
+    are ahead by.
     """
 
     k: Any
@@ -60,7 +64,7 @@ class KVCache:
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """Where a chunk goes and what it sees: slots [b l] (past the end for padding), mask [b l s],
-    and its positions [b l] in the ring's numbering and in the contiguous one."""
+    and its positions [b l] or [3 b l] in the ring's numbering and in the contiguous one."""
 
     slots: Any
     mask: Any
@@ -96,15 +100,16 @@ def empty_cache(
 
 
 def reserve(
-    cache: KVCache, lengths: Int[Array, " b"], positions: Int[Array, "b l"]
+    cache: KVCache, lengths: Int[Array, " b"], positions: Int[Array, "*axes b l"]
 ) -> tuple[Plan, KVCache]:
     """Takes the slots for a chunk whose first `lengths` tokens per row are real.
 
-    `positions` are contiguous ones. Returns the plan and the cache with its counters moved on; the
+    `positions` are contiguous ones; the next token's is one more than the largest on any axis.
+    Returns the plan and the cache with its counters moved on; the
     caller writes keys and values into `plan.slots`, first, and attends under `plan.mask`, after.
     Raises ValueError when the ring cannot hold the chunk (inside jit the caller has to see to it).
     """
-    chunk = positions.shape[1]
+    chunk = positions.shape[-1]
     end = cache.end + lengths
     _check(end - cache.first <= cache.ring, lambda: (
         f"the cache holds {int(jnp.max(cache.length))} tokens and cannot take a chunk of {chunk}: "
@@ -116,9 +121,10 @@ def reserve(
     slots = cache.sink_slots + numbers % cache.ring
     slots = jnp.where(real, slots, cache.positions.shape[1])
     rotated = positions + cache.shift[:, None]
-    rows = jnp.arange(positions.shape[0])[:, None]
-    kept = cache.positions.at[rows, slots].set(rotated, mode="drop")
-    following = jnp.max(jnp.where(real, positions + 1, cache.next[:, None]), axis=1)
+    by_axis = positions.reshape(-1, *positions.shape[-2:])
+    rows = jnp.arange(by_axis.shape[1])[:, None]
+    kept = cache.positions.at[rows, slots].set(by_axis[0] + cache.shift[:, None], mode="drop")
+    following = jnp.max(jnp.where(real, by_axis.max(0) + 1, cache.next[:, None]), axis=1)
     cache = dataclasses.replace(cache, positions=kept, end=end, next=following)
     return Plan(slots, _visible(cache, numbers), rotated, positions), cache
 

@@ -27,7 +27,6 @@ import numpy as np
 from streamjax.data import chat
 from streamjax.data.dialogue import DEFAULT_SYSTEM_PROMPT, RESPONSE, STATES, user_content
 from streamjax.data.tokenizer import load_tokenizer
-from streamjax.models import llava_streamformer
 from streamjax.models.llava_streamformer import PLACEHOLDER, LlavaStreamFormer
 from streamjax.stream import program
 from streamjax.stream.features import FrameReader
@@ -116,7 +115,7 @@ class Session:
             opening = chat.opening(tokenizer, system).tolist()
         self._state_ids, self._close = tuple(state_ids or ()), stops[0]
         self._form, self._leaves, self._model = program.prepare(
-            model, llava_streamformer.fold, self._state_ids, stops
+            model, type(model).fold, self._state_ids, stops
         )
         self._pending: list[int] = list(opening)  # known, not yet in the cache
         self._header: list[int] = []  # what stands between an answer and the user's words
@@ -185,7 +184,9 @@ class Session:
 
     def _open(self, height: int, width: int) -> None:
         """Makes the caches: only now is the frames' size known."""
-        visual = self._model.frame_tokens(height, width)
+        patch = self._model.config.tower.patch_size
+        grid = (1, height // patch, width // patch)
+        (visual,) = self._model.visual_tokens([grid])
         limit = self._model.config.decoder.max_position_embeddings
         spare = self.max_new_tokens + TEXT_BUCKETS[-1] + visual
         if self._capacity is None:
@@ -204,9 +205,7 @@ class Session:
         self._visual = visual
         self._rings = [r for r in RINGS if r < self._capacity] + [self._capacity]
         self._cache = self._model.init_cache(1, capacity=self._rings[0], sink=self._sink_slots)
-        self._tower_cache = self._model.tower.init_cache(
-            1, height=height, width=width, capacity=self._tower_window
-        )
+        self._tower_cache = self._model.init_frames(1, grid, window=self._tower_window)
         self._rebase_at = max(min(REBASE_AT, limit), 2 * self._capacity)
 
     def _chunk(self, tokens: Any, keep: int) -> tuple[list[int], int, int]:

@@ -20,8 +20,10 @@ from streamjax.models.decoder import DecoderConfig
 from streamjax.models.llava_streamformer import LlavaStreamFormer, LlavaStreamFormerConfig
 from streamjax.models.streamformer import StreamFormerConfig
 from streamjax.weights import safetensors, streamformer, table
-from streamjax.weights.config import Extras, parse_config, read_config
+from streamjax.weights.config import Extras, read_config
+from streamjax.weights.decoder import decoder_config, decoder_rules, hub_settings
 from streamjax.weights.table import TRANSPOSED, Rule
+from streamjax.weights.tensors import Tensor
 
 TOWER = "model.vision_tower.vision_tower."
 TOWER_CONFIG = "vision_tower_config.json"
@@ -66,7 +68,7 @@ def config_of(
     for key, wanted in _WANTED.items():
         if key in raw and raw[key] not in wanted:
             raise InputError(f"{source}: {key} is {raw[key]!r}, wanted {wanted[0]!r}")
-    decoder = parse_config(DecoderConfig, _flat(raw, source), source=source, also=_ALSO)
+    decoder = _decoder_config(raw, source)
     # The copy of the tower that LLaVA carries has 8 rows unless told, and always has LoRA.
     tower = {"num_frames": 8, "add_lora_spatial": True} | dict(tower)
     parsed = streamformer.config_of(tower, tower_source)
@@ -109,7 +111,7 @@ def load(
     tensors, _ = safetensors.read_folder(folder)
     tower, tower_source = _tower_config(raw, folder / "config.json")
     lora = [name for name in tensors if name.startswith(TOWER) and _LORA in name]
-    if tower.get("add_lora_spatial") is False and not any(tensors[n].any() for n in lora):
+    if tower.get("add_lora_spatial") is False and not any(np.asarray(tensors[n]).any() for n in lora):
         tensors = {name: a for name, a in tensors.items() if name not in lora}
         lora = []
     config = config_of(raw, tower, folder / "config.json", tower_source)
@@ -135,15 +137,15 @@ def load(
     return filled
 
 
-def dump(model: LlavaStreamFormer) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def dump(model: LlavaStreamFormer) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """config.json and tensors as the original reads them. Raises ValueError for a folded model."""
     if isinstance(model.decoder.layers, tuple):
         raise ValueError("a folded model cannot be saved: save the one it was folded from")
     c, extras = model.config, model.assets.extras
-    tensors = table.dump(nnx.state(model, nnx.Param), rules(c))
+    tensors: dict[str, Tensor] = {**table.dump(nnx.state(model, nnx.Param), rules(c))}
     if not c.tower.add_lora_spatial:
         tensors |= _zero_lora(c.tower, model.image_newline[...].dtype)
-    own = {k: v for k, v in dataclasses.asdict(c.decoder).items() if v is not None}
+    own = hub_settings(c.decoder) | {"attention_bias": c.decoder.attention_bias}
     own |= {
         f.name: getattr(c, f.name)
         for f in dataclasses.fields(c)
@@ -187,19 +189,10 @@ def companions(model: LlavaStreamFormer) -> dict[str, Any]:
 
 def rules(config: LlavaStreamFormerConfig) -> list[Rule]:
     """The table for one configuration."""
-    layer, ours = "model.layers.{i}.", "decoder.layers."
     tower = [
         Rule(TOWER + rule.name, f"tower.{rule.path}", rule.form)
         for rule in streamformer.rules(config.tower)
     ]
-    attention = [
-        Rule(f"{layer}self_attn.{x}_proj.weight", f"{ours}{x}.kernel", TRANSPOSED) for x in "qkv"
-    ]
-    if config.decoder.attention_bias:
-        attention += [Rule(f"{layer}self_attn.{x}_proj.bias", f"{ours}{x}.bias") for x in "qkv"]
-    head = [] if config.decoder.tie_word_embeddings else [
-        Rule("lm_head.weight", "decoder.head", TRANSPOSED)
-    ]  # fmt: skip
     return [
         *tower,
         Rule("model.mm_projector.0.weight", "projector.up.kernel", TRANSPOSED),
@@ -207,17 +200,7 @@ def rules(config: LlavaStreamFormerConfig) -> list[Rule]:
         Rule("model.mm_projector.2.weight", "projector.down.kernel", TRANSPOSED),
         Rule("model.mm_projector.2.bias", "projector.down.bias"),
         Rule("model.image_newline", "image_newline"),
-        Rule("model.embed_tokens.weight", "decoder.embed"),
-        Rule(f"{layer}input_layernorm.weight", f"{ours}attn_norm.scale"),
-        *attention,
-        Rule(f"{layer}self_attn.o_proj.weight", f"{ours}out.kernel", TRANSPOSED),
-        Rule(f"{layer}post_attention_layernorm.weight", f"{ours}mlp_norm.scale"),
-        *(
-            Rule(f"{layer}mlp.{x}_proj.weight", f"{ours}{x}.kernel", TRANSPOSED)
-            for x in ("gate", "up", "down")
-        ),
-        Rule("model.norm.weight", "decoder.norm.scale"),
-        *head,
+        *decoder_rules(config.decoder),
     ]
 
 
@@ -238,24 +221,12 @@ def _tower_config(raw: Mapping[str, Any], config: Path) -> tuple[dict[str, Any],
     return read_config(path), path
 
 
-def _flat(raw: Mapping[str, Any], source: Any) -> dict[str, Any]:
-    """config.json with the language model's keys where DecoderConfig looks for them."""
-    flat = dict(raw)
-    flat.setdefault("attention_bias", raw.get("model_type") == "llava_qwen")
-    flat.setdefault("num_key_value_heads", raw.get("num_attention_heads"))
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        raise InputError(f"{source}: rope of type {kind!r}, wanted null or 'default'")
-    if "rope_theta" not in flat:
-        flat["rope_theta"] = rope.get("rope_theta", 10000.0)
-    if flat.get("head_dim") is None:
-        flat.pop("head_dim", None)
-    needed = [f.name for f in dataclasses.fields(DecoderConfig) if f.default is dataclasses.MISSING]
-    for key in needed:
-        if flat.get(key) is None:
-            raise InputError(f"{source}: {key} is missing, wanted an integer")
-    return flat
+def _decoder_config(raw: Mapping[str, Any], source: Any) -> DecoderConfig:
+    settings = {"rope_theta": 10000.0, "rms_norm_eps": 1e-6} | dict(raw)
+    if rope := raw.get("rope_parameters"):
+        settings["rope_theta"] = rope.get("rope_theta", settings["rope_theta"])
+    bias = raw.get("attention_bias", raw.get("model_type") == "llava_qwen")
+    return decoder_config(settings, source, also=_ALSO, attention_bias=bias)
 
 
 def _masks(c: StreamFormerConfig) -> set[str]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import streamjax as sj
-from streamjax.models.llava_streamformer import best_pinpoint, fold, padding_of, pool
+from streamjax.models.llava_streamformer import best_pinpoint, padding_of, pool
 from streamjax.weights import safetensors
 
 FAMILIES = ("llava_streamformer_qwen2", "llava_streamformer_llama")
@@ -140,7 +140,7 @@ def test_a_video_and_a_picture_in_one_sequence(qwen2):
 def test_streamed_features_and_the_prompt_after_them(golden, qwen2):
     """The original's streaming: features of the last frames, and the prompt read from scratch."""
     about = json.loads((golden / FAMILIES[0] / "meta.json").read_text())["streaming"]
-    model, kept = fold(qwen2.model), about["context_length"]
+    model, kept = qwen2.model.fold(), about["context_length"]
     frames = np.moveaxis(qwen2.io["video.pixel_values"], 1, -1)
     side = 4 * qwen2.side
     cache = model.tower.init_cache(1, height=side, width=side, capacity=8)
@@ -184,11 +184,11 @@ def test_rows_of_a_batch_and_packed_rows_do_not_mix(qwen2):
 def test_positions(qwen2):
     tokens = np.zeros((2, 6), np.int64)
     positions, delta = qwen2.model.positions(tokens, None)
-    assert positions.tolist() == [[0, 1, 2, 3, 4, 5]] * 2 and delta.tolist() == [0, 0]
+    assert positions.tolist() == [[0, 1, 2, 3, 4, 5]] * 2 and delta.tolist() == [[0], [0]]
     mask = np.array([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
     positions, delta = qwen2.model.positions(tokens, None, mask=mask)
     assert positions.tolist() == [[0, 0, 0, 1, 2, 3], [0, 1, 2, 3, 0, 0]]
-    assert delta.tolist() == [-2, -2]
+    assert delta.tolist() == [[-2], [-2]]
     segments = np.array([[4, 4, 4, 9, 9, 9], [1, 2, 2, 2, 2, 3]])
     positions, _ = qwen2.model.positions(tokens, None, segments=segments)
     assert positions.tolist() == [[0, 1, 2, 0, 1, 2], [0, 0, 1, 2, 3, 0]]
@@ -236,4 +236,4 @@ def test_errors_name_what_was_found(qwen2):
     with pytest.raises(ValueError, match="mm_newline_position is 'rows', wanted one of no_token"):
         with_options(model, mm_newline_position="rows")
     with pytest.raises(ValueError, match="cannot be streamed"):
-        with_options(model, mm_newline_position="one_token").frame_tokens(24, 24)
+        with_options(model, mm_newline_position="one_token").init_frames(1, (1, 6, 6))

@@ -40,7 +40,7 @@ def test_round_trip_is_bit_equal(golden, tmp_path, family):
     assert before.keys() == after.keys() and metadata == {"format": "pt"}
     for name, tensor in before.items():
         assert tensor.dtype == after[name].dtype
-        np.testing.assert_array_equal(tensor.view(np.uint16), after[name].view(np.uint16))
+        assert np.asarray(tensor).tobytes() == np.asarray(after[name]).tobytes(), name
     for name in ("config.json", "vision_tower_config.json"):
         found = json.loads((tmp_path / "saved" / name).read_text())
         wanted = json.loads((golden / family / name).read_text())
@@ -62,7 +62,7 @@ def test_a_model_of_our_own_survives_the_original_layout(golden, tmp_path):
     sj.save(model, tmp_path / "saved")
     tensors, _ = safetensors.read_folder(tmp_path / "saved")
     lora = [name for name in tensors if "_lora_" in name]
-    assert lora and not any(tensors[name].any() for name in lora)
+    assert lora and not any(np.asarray(tensors[name]).any() for name in lora)
     assert "lm_head.weight" not in tensors
     again = sj.load(tmp_path / "saved")
     assert again.config == config
@@ -85,9 +85,9 @@ def test_the_tower_config_beside_the_weights_wins(folder):
         (dict(mm_newline_postion="grid"), "unknown key 'mm_newline_postion': did you mean"),
         (dict(mm_newline_position="rows"), "mm_newline_position is 'rows', wanted one of"),
         (dict(mm_projector_type="linear"), "mm_projector_type is 'linear', wanted 'mlp2x_gelu'"),
-        (dict(hidden_size="absent"), "hidden_size is missing, wanted an integer"),
+        (dict(hidden_size="absent"), "hidden_size is missing, wanted a number"),
         (dict(mm_hidden_size=64), "mm_hidden_size is 64, wanted the tower's hidden_size=32"),
-        (dict(rope_scaling={"type": "linear", "factor": 2}), "rope of type 'linear', wanted null"),
+        (dict(rope_scaling={"type": "linear", "factor": 2}), "rope of type 'linear', wanted default"),
         (dict(use_sliding_window=True), "use_sliding_window is True, wanted False"),
         (dict(num_key_value_heads=3), "num_attention_heads is 4, wanted a multiple of"),
         (dict(vocab_size=201), r"embed_tokens.weight has shape \[200, 48\], wanted \[201, 48\]"),
