@@ -1,0 +1,156 @@
+"""What Qwen2.5-VL and Qwen3-VL have in common around their towers."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from streamjax.data.positions import mrope_positions
+from streamjax.models.decoder import DecoderConfig
+from streamjax.models.layers import ACTIVATIONS, unstack
+from streamjax.models.qwen_vision import PlanShape, VisionPlan, plan_rows
+from streamjax.models.vlm import VideoLM, host_grid
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QwenVLConfig:
+    """The tower, the language model, and the ids that stand for visual tokens.
+
+    Raises ValueError when the tower's output is not as wide as the language model.
+    """
+
+    vision: Any
+    decoder: DecoderConfig
+    image_token_id: int = 151655
+    video_token_id: int = 151656
+    vision_start_token_id: int = 151652
+    vision_end_token_id: int = 151653
+
+    def __post_init__(self):
+        if self.vision.out_hidden_size != self.decoder.hidden_size:
+            raise ValueError(
+                f"vision out_hidden_size is {self.vision.out_hidden_size}, wanted the language "
+                f"model's hidden_size={self.decoder.hidden_size}"
+            )
+
+
+def check_vision(c: Any, indexes: str) -> None:
+    """Raises ValueError for sizes of a tower that do not divide; `indexes` names a layer list."""
+    for field in dataclasses.fields(c):
+        size = getattr(c, field.name)
+        if field.type is int and size < 1:
+            raise ValueError(f"{field.name} is {size}, wanted a positive number")
+    if c.hidden_size % (4 * c.num_heads):
+        raise ValueError(
+            f"hidden_size is {c.hidden_size}, wanted a multiple of 4 * num_heads={4 * c.num_heads}:"
+            " a head's channels turn in pairs, by row and by column"
+        )
+    if c.hidden_act not in ACTIVATIONS:
+        raise ValueError(f"hidden_act is {c.hidden_act!r}, wanted one of {', '.join(ACTIVATIONS)}")
+    layers = list(getattr(c, indexes))
+    if layers != sorted(set(layers)) or not all(0 <= i < c.depth for i in layers):
+        raise ValueError(f"{indexes} is {layers}, wanted rising numbers below depth={c.depth}")
+
+
+class QwenVL(VideoLM):
+    """`visual` -> `decoder`.
+
+    pixels [patches e] and grid [images, 3] are Hugging Face's pixel_values and image_grid_thw (or
+    those of videos). For a batch whose rows have pictures of their own: pixels [b patches_max e],
+    padded behind, and as the grid [b images 3] with rows of zeros behind, or a `plan_rows` of it,
+    which may come into jit as an argument (and then with positions).
+    """
+
+    config: QwenVLConfig
+    visual: Any
+    pixel_dims = 2
+    tokens_per_second: float | None = None  # None: every step of a video is a picture of its own
+
+    @property
+    def placeholders(self) -> tuple[int, ...]:
+        return self.config.image_token_id, self.config.video_token_id
+
+    def plan(self, grid: Any, *, shape: PlanShape | None = None) -> VisionPlan:
+        """The tower's index arrays for grid [images, 3], made on the host; or stacked, for the
+        rows of a batch [b images 3].
+
+        shape: what to pad to, so that other grids run in the same program (None: as small as can
+        be). Raises ValueError for a grid that blocks do not divide, or that the shape cannot hold.
+        """
+        if np.ndim(grid) == 3:
+            return plan_rows(grid, self.visual.plan, shape)
+        return self.visual.plan(grid, shape=shape)
+
+    def visual_tokens(self, grid: Any) -> list[int]:
+        cells = self.config.vision.spatial_merge_size**2
+        return [int(count) // cells for count in host_grid(grid).prod(axis=1)]
+
+    def positions(
+        self,
+        tokens: Any,
+        grid: Any = None,
+        *,
+        mask: Any = None,
+        segments: Any = None,
+        seconds_per_grid: Any = None,
+        rule: str = "max",
+    ) -> tuple[Int[np.ndarray, "3 b l"], Int[np.ndarray, "b 1"]]:
+        """M-RoPE: where each token stands in time, row and column; data/positions.py.
+
+        Qwen3-VL writes time stamps between a video's steps, each of which is a picture of its own:
+        seconds_per_grid and rule change nothing there.
+        """
+        if isinstance(grid, VisionPlan):
+            raise ValueError("positions is None and the grid a plan: give positions of the grid")
+        if grid is not None:
+            grid = host_grid(grid)
+            grid = grid[grid.any(axis=1)]
+        c = self.config
+        return mrope_positions(
+            tokens, grid, image_id=c.image_token_id, video_id=c.video_token_id,
+            merge=c.vision.spatial_merge_size, mask=mask, segments=segments, rule=rule,
+            seconds_per_grid=seconds_per_grid, tokens_per_second=self.tokens_per_second,
+        )  # fmt: skip
+
+    def init_frames(self, batch: int, grid: Any, *, window: int | None = None) -> VisionPlan:
+        """The plan of one frame of `grid` (1, rows, columns); window has no meaning here."""
+        return jax.tree.map(jnp.asarray, self.plan(grid))
+
+    def fold(self) -> Any:
+        folded = super().fold()
+        c = self.config.vision
+        folded.visual.layers = unstack(self.visual.layers, c.depth)
+        folded.visual.patch = self.visual.patch.fold(c.temporal_patch_size)
+        return folded
+
+    def _look(self, pixels: Any, grid: Any) -> Any:
+        """What the tower makes of pixels [p e], or [b p e] row by row."""
+        pixels = jnp.asarray(pixels, self.dtype)
+        by_rows = pixels.ndim == 3
+        plan = grid
+        if not isinstance(grid, VisionPlan):
+            if by_rows:
+                grid = host_grid(grid).reshape(len(pixels), -1, 3)
+            plan = self.plan(grid)
+            if by_rows and plan.shape.patches < pixels.shape[1]:
+                room = dataclasses.replace(plan.shape, patches=pixels.shape[1])
+                plan = self.plan(grid, shape=room)
+        if plan.shape.patches != pixels.shape[-2]:
+            raise ValueError(
+                f"pixels has {pixels.shape[-2]} patches, wanted {plan.shape.patches} by its grid"
+            )
+        return (_see_rows if by_rows else _see)(self.visual, pixels, plan)
+
+
+# Jitted here, because a scan outside of jit is compiled anew at every call.
+@jax.jit
+def _see(visual: Any, pixels: Float[Array, "p e"], plan: VisionPlan) -> Any:
+    return visual(pixels, plan)
+
+
+@jax.jit
+def _see_rows(visual: Any, pixels: Float[Array, "b p e"], plan: VisionPlan) -> Any:
+    return jax.vmap(visual)(pixels, plan)
