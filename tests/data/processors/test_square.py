@@ -77,3 +77,16 @@ def test_clip_configs_are_read_as_squares(tmp_path):
     text = '{"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}}'
     (tmp_path / "preprocessor_config.json").write_text(text)
     assert ImageProcessor.from_folder(tmp_path).size == (224, 224)
+
+
+def test_a_frame_has_its_grid(rng):
+    frame = rng.integers(0, 255, (40, 60, 3), np.uint8)
+    processor = ImageProcessor((64, 48))
+    pixels, grid = processor.frame(frame)
+    np.testing.assert_array_equal(pixels, processor(frame[None])[0])
+    assert grid == (1, 4, 3)
+    again, same = processor.frame(pixels)
+    np.testing.assert_array_equal(again, pixels)
+    assert same == grid
+    with pytest.raises(InputError, match="wanted uint8 .h w 3."):
+        processor.frame(frame[..., 0])
