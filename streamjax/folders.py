@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from streamjax.data.processors import ImageProcessor
+from streamjax.data.processors import read_processor
 from streamjax.errors import InputError
 from streamjax.weights import safetensors
 from streamjax.weights.config import read_config
@@ -179,7 +179,7 @@ def _take_assets(model: Any, folder: Path) -> None:
     model.assets = dataclasses.replace(
         model.assets,
         tokenizer=str(folder) if has_tokenizer else None,
-        processor=ImageProcessor.from_folder(folder),
+        processor=read_processor(folder),
         chat_template=_chat_template(folder),
     )
 
