@@ -36,7 +36,7 @@ def folder(golden, tmp_path):
 
 
 def tensors_of(folder):
-    return safetensors.read_folder(folder)[0]
+    return {name: np.asarray(a) for name, a in safetensors.read_folder(folder)[0].items()}
 
 
 def rewrite(folder, change):

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from streamjax.errors import InputError
+from streamjax.weights.tensors import Tensor
 
 C = TypeVar("C")
 
@@ -41,7 +40,7 @@ class Extras:
     """
 
     config: Mapping[str, Any]
-    tensors: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     prefix: str = ""
 
 

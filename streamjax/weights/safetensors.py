@@ -1,8 +1,8 @@
-"""Safetensors files, read without copying and written whole or not at all.
+"""Safetensors files, read as much as is asked for and written whole or not at all.
 
 The format: eight bytes with the length of a JSON header, the header (name -> dtype, shape and byte
 range), the bytes. numpy has no bfloat16, which the ordinary numpy reader therefore refuses; with
-ml_dtypes these pages of code keep every dtype bit for bit, map files instead of loading them, and
+ml_dtypes these pages of code keep every dtype bit for bit, open files instead of loading them, and
 say what is wrong with a bad one.
 """
 
@@ -11,12 +11,14 @@ import math
 import os
 import struct
 from collections.abc import Mapping
+from operator import index as integer
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
 from streamjax.errors import InputError
+from streamjax.weights.tensors import OpenFile, Stored, Tensor
 
 DTYPES: dict[str, np.dtype] = {
     name: np.dtype(dtype)
@@ -33,32 +35,37 @@ FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
 
 
-def read_file(path: Path | str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The tensors of one file, as read-only views of the mapped file, and its metadata.
+def open_file(path: Path | str) -> tuple[dict[str, Stored], dict[str, str]]:
+    """The tensors of one file, none of them read yet, and its metadata.
 
     Raises FileNotFoundError when there is none, InputError when it is damaged.
     """
     path = Path(path)
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(8)
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-        if not 2 <= length <= size - 8:
-            raise InputError(
-                f"{path}: {size} bytes, which is no whole safetensors file (its header says "
-                f"{length} bytes of names): download or export it again"
-            )
-        try:
-            header = json.loads(file.read(length))
-            metadata = header.pop("__metadata__", {})
-            entries = {
-                name: (DTYPES[e["dtype"]], tuple(e["shape"]), *e["data_offsets"])
-                for name, e in header.items()
-            }
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path}: the safetensors header cannot be read: {error!r}") from None
+    file = OpenFile(path)
+    head = np.zeros(8, np.uint8)
+    file.read(0, head[: file.size].data)
+    length = int(head.view("<u8")[0])
     start = 8 + length
-    data = np.memmap(path, np.uint8, "r") if size > start else np.empty(size, np.uint8)
+    if not 2 <= length <= file.size - 8:
+        raise InputError(
+            f"{path}: {file.size} bytes, which is no whole safetensors file (its header says "
+            f"{length} bytes of names): download or export it again"
+        )
+    text = np.empty(length, np.uint8)
+    file.read(8, text.data)
+    try:
+        header = json.loads(text.tobytes())
+        metadata = header.pop("__metadata__", {})
+        entries = {
+            name: (
+                DTYPES[e["dtype"]],
+                tuple(map(integer, e["shape"])),
+                *map(integer, e["data_offsets"]),
+            )
+            for name, e in header.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: the safetensors header cannot be read: {error!r}") from None
     tensors = {}
     for name, (dtype, shape, begin, end) in entries.items():
         wanted = math.prod(shape) * dtype.itemsize
@@ -67,19 +74,28 @@ def read_file(path: Path | str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
                 f"{path}: tensor {name} has {end - begin} bytes, wanted {wanted} for shape "
                 f"{list(shape)} of {dtype}: the file is damaged"
             )
-        if start + end > size:
+        if start + end > file.size:
             raise InputError(
-                f"{path}: truncated: tensor {name} ends at byte {start + end}, the file has {size}:"
-                " download or export it again"
+                f"{path}: truncated: tensor {name} ends at byte {start + end}, the file has "
+                f"{file.size}: download or export it again"
             )
-        tensors[name] = data[start + begin : start + end].view(dtype).reshape(shape)
+        tensors[name] = Stored(file, start + begin, shape, dtype)
     return tensors, metadata
 
 
+def read_file(path: Path | str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The tensors of one file as arrays, and its metadata; raises as `open_file` does."""
+    tensors, metadata = open_file(path)
+    return {name: np.asarray(tensor) for name, tensor in tensors.items()}, metadata
+
+
 def write_file(
-    path: Path | str, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+    path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> None:
-    """Writes one file under a temporary name in the same folder, then renames it."""
+    """Writes one file under a temporary name in the same folder, then renames it.
+
+    Of lazy tensors, one at a time is in memory.
+    """
     path = Path(path)
     header: dict = {"__metadata__": dict(metadata)}
     offset = 0
@@ -107,15 +123,18 @@ def write_file(
         temporary.unlink(missing_ok=True)
 
 
-def read_folder(folder: Path | str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def read_folder(folder: Path | str) -> tuple[dict[str, Stored], dict[str, str]]:
     """All tensors of a Hugging Face folder: model.safetensors, or the shards of its index.
 
+    None is read yet: `np.asarray(tensor)` does, and `tensor.rows(start, stop)` reads a part.
+
     Raises FileNotFoundError when the folder has neither, or lacks a shard; InputError when a file
-    is damaged, or when a tensor is not in the shard that the index names.
+    is damaged, when a tensor is not in the shard that the index names, or when the index names a
+    file outside of the folder.
     """
     folder = Path(folder)
     if (folder / FILE).exists():
-        return read_file(folder / FILE)
+        return open_file(folder / FILE)
     if not (folder / INDEX).exists():
         pickles = sorted(p.name for p in folder.glob("*.bin"))
         found = f"found {', '.join(pickles)}" if pickles else "found neither"
@@ -125,15 +144,19 @@ def read_folder(folder: Path | str) -> tuple[dict[str, np.ndarray], dict[str, st
         )
     try:
         index = json.loads((folder / INDEX).read_text())
-        where = dict(index["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
+        where = {str(name): str(shard) for name, shard in index["weight_map"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder / INDEX}: cannot be read: {error!r}") from None
-    tensors: dict[str, np.ndarray] = {}
+    tensors: dict[str, Stored] = {}
     metadata: dict[str, str] = {}
     for shard in sorted(set(where.values())):
+        if Path(shard).name != shard or "\0" in shard:
+            raise InputError(
+                f"{folder / INDEX}: names the file {shard!r}, wanted one in the same folder"
+            )
         if not (folder / shard).exists():
             raise FileNotFoundError(f"{folder / shard}: missing, but {INDEX} names it")
-        found, metadata = read_file(folder / shard)
+        found, metadata = open_file(folder / shard)
         for name in found:
             if where.get(name) != shard:
                 raise InputError(
@@ -153,12 +176,12 @@ def source_of(folder: Path) -> Path:
 
 
 def write_folder(
-    folder: Path | str, tensors: Mapping[str, np.ndarray], *, shard_bytes: int = SHARD_BYTES
+    folder: Path | str, tensors: Mapping[str, Tensor], *, shard_bytes: int = SHARD_BYTES
 ) -> None:
     """Writes model.safetensors, or numbered shards and their index past `shard_bytes`."""
     folder = Path(folder)
     metadata = {"format": "pt"}  # transformers 4 refuses metadata without a format it knows
-    shards: list[dict[str, np.ndarray]] = [{}]
+    shards: list[dict[str, Tensor]] = [{}]
     room = shard_bytes
     for name, tensor in tensors.items():
         if shards[-1] and tensor.nbytes > room:

@@ -13,6 +13,7 @@ from streamjax.models.streamformer import StreamFormer
 from streamjax.weights import safetensors, streamformer
 from streamjax.weights.config import read_config
 from streamjax.weights.streamformer import PREFIX
+from streamjax.weights.tensors import Tensor
 
 # SigLIP's vision model -> StreamFormer, without the prefixes; {i} is the layer.
 _COPIED = {
@@ -69,26 +70,26 @@ def streamformer_from_siglip(
     return streamformer.fill(model, renamed, source=source)
 
 
-def rename(tensors: Mapping[str, np.ndarray], layers: int, source: Any) -> dict[str, np.ndarray]:
+def rename(tensors: Mapping[str, Tensor], layers: int, source: Any) -> dict[str, Tensor]:
     """SigLIP's tensors under the names of StreamFormer's multi-task model; all of them.
 
     Raises InputError for a tensor that has no place there, and for a missing q, k, v or table.
     """
     left = dict(tensors)
-    out: dict[str, np.ndarray] = {}
+    out: dict[str, Tensor] = {}
 
-    def take(name: str) -> np.ndarray:
+    def take(name: str) -> Tensor:
         if name not in left:
             raise InputError(f"{source}: tensor {name} is missing, wanted in a SigLIP folder")
         return left.pop(name)
 
-    out[PREFIX + "embeddings.position_embeddings"] = take(
-        "vision_model.embeddings.position_embedding.weight"
+    out[PREFIX + "embeddings.position_embeddings"] = np.asarray(
+        take("vision_model.embeddings.position_embedding.weight")
     )[None]
     for i in range(layers):
         attn = f"vision_model.encoder.layers.{i}.self_attn."
         for kind in ("weight", "bias"):
-            parts = [take(f"{attn}{x}_proj.{kind}") for x in "qkv"]
+            parts = [np.asarray(take(f"{attn}{x}_proj.{kind}")) for x in "qkv"]
             name = f"encoder.layer.{i}.attention.attention.qkv.{kind}"
             out[PREFIX + name] = np.concatenate(parts)
     for name in list(left):
@@ -103,7 +104,7 @@ def rename(tensors: Mapping[str, np.ndarray], layers: int, source: Any) -> dict[
         elif name.startswith("text_model."):
             out[f"text_encoder.{name}"] = left.pop(name)
         elif name in ("logit_scale", "logit_bias"):
-            out[name] = left.pop(name).reshape(())
+            out[name] = np.asarray(left.pop(name)).reshape(())
     if left:
         raise InputError(f"{source}: tensor {min(left)} belongs to no part of a SigLIP model")
     return out

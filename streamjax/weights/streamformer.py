@@ -17,6 +17,7 @@ from streamjax.models.streamformer import StreamFormer, StreamFormerConfig
 from streamjax.weights import safetensors, table
 from streamjax.weights.config import Extras, parse_config
 from streamjax.weights.table import TRANSPOSED, Form, Rule
+from streamjax.weights.tensors import Tensor
 
 MODEL_TYPE = "timesformer"
 PREFIX = "timesformer."  # before every name when saved from the multi-task model
@@ -63,7 +64,7 @@ def load(
 
 def fill(
     model: StreamFormer,
-    tensors: Mapping[str, np.ndarray],
+    tensors: Mapping[str, Tensor],
     *,
     source: Any,
     dtype: Any = None,
@@ -86,7 +87,7 @@ def fill(
     return filled
 
 
-def dump(model: StreamFormer) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def dump(model: StreamFormer) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """config.json and tensors as the original reads them, in the layout the model came in.
 
     A model that came from no folder is written with bare names and the mask buffers that the
@@ -111,7 +112,7 @@ def _buffers(c: StreamFormerConfig) -> dict[str, np.ndarray]:
 
 
 def _check_extras(
-    extras: Mapping[str, np.ndarray], known: set[str], c: StreamFormerConfig, prefix: str, source
+    extras: Mapping[str, Tensor], known: set[str], c: StreamFormerConfig, prefix: str, source
 ) -> None:
     masks = {f"{prefix}encoder.layer.{i}.{MASK}" for i in range(c.num_hidden_layers)}
     masks = masks if c.enable_causal_temporal else set()
