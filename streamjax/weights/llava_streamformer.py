@@ -111,7 +111,8 @@ def load(
     tensors, _ = safetensors.read_folder(folder)
     tower, tower_source = _tower_config(raw, folder / "config.json")
     lora = [name for name in tensors if name.startswith(TOWER) and _LORA in name]
-    if tower.get("add_lora_spatial") is False and not any(np.asarray(tensors[n]).any() for n in lora):
+    used = any(np.asarray(tensors[name]).any() for name in lora)
+    if tower.get("add_lora_spatial") is False and not used:
         tensors = {name: a for name, a in tensors.items() if name not in lora}
         lora = []
     config = config_of(raw, tower, folder / "config.json", tower_source)
