@@ -32,11 +32,18 @@ FAMILIES: dict[str, str] = {
     "timesformer": "streamjax.weights.streamformer",
     "llava_qwen": "streamjax.weights.llava_streamformer",
     "llava_llama": "streamjax.weights.llava_streamformer",
+    "qwen2_5_vl": "streamjax.weights.qwen2_5_vl",
+    "qwen3_vl": "streamjax.weights.qwen3_vl",
+    "internvl": "streamjax.weights.internvl",
+    "internvl_chat": "streamjax.weights.internvl",
 }
 # The class of a model -> the same module.
 CLASSES: dict[str, str] = {
     "StreamFormer": "streamjax.weights.streamformer",
     "LlavaStreamFormer": "streamjax.weights.llava_streamformer",
+    "Qwen2_5_VL": "streamjax.weights.qwen2_5_vl",
+    "Qwen3_VL": "streamjax.weights.qwen3_vl",
+    "InternVL": "streamjax.weights.internvl",
 }
 
 # Copied along with a model; the weights, config.json and preprocessor_config.json are written.

@@ -128,11 +128,8 @@ class VisionTower(nnx.Module):
     """Patches [p e] and their plan -> visual tokens [p/4 d] in reading order."""
 
     def __init__(self, c: VisionConfig, *, rngs: nnx.Rngs, remat: str | None = None):
-        values = c.in_channels * c.temporal_patch_size * c.patch_size**2
         self.config, self.remat = c, remat
-        self.patch = PatchEmbed(
-            values, c.hidden_size, channels=c.in_channels, bias=False, rngs=rngs
-        )
+        self.patch = PatchEmbed(c, bias=False, rngs=rngs)
         self.layers = stack(lambda r: VisionBlock(c, rngs=r), c.depth, rngs)
         self.merger = Merger(c, rngs=rngs)
 
@@ -141,15 +138,10 @@ class VisionTower(nnx.Module):
         c = self.config
         return plan_of(grid, merge=c.spatial_merge_size, window=c.window, shape=shape)
 
-    def __call__(
-        self, pixels: Float[Array, "p e"], plan: VisionPlan, *, still: bool = False
-    ) -> Float[Array, "n d"]:
-        """still: every patch holds its picture twice in time, which a folded tower uses."""
-        return self.merger(self.states(pixels, plan, still=still))
+    def __call__(self, pixels: Float[Array, "p e"], plan: VisionPlan) -> Float[Array, "n d"]:
+        return self.merger(self.states(pixels, plan))
 
-    def states(
-        self, pixels: Float[Array, "p e"], plan: VisionPlan, *, still: bool = False
-    ) -> Float[Array, "p d"]:
+    def states(self, pixels: Float[Array, "p e"], plan: VisionPlan) -> Float[Array, "p d"]:
         """What the last layer makes of each patch, before they are merged; in reading order."""
         c = self.config
         rope = rope_2d(plan.coordinates, c.hidden_size // c.num_heads)
@@ -167,7 +159,7 @@ class VisionTower(nnx.Module):
 
             return layer(x, rope, attend), None
 
-        x = self.patch.still(pixels) if still else self.patch(pixels)
+        x = self.patch(pixels)
         x, _ = run_layers(body, x, self.layers, flags, remat=self.remat)
         return x
 
@@ -202,6 +194,9 @@ class Qwen2_5_VL(QwenVL):
     def encode_frame(
         self, pixels: Float[Array, "b p e"], state: VisionPlan
     ) -> tuple[Float[Array, "b n d"], VisionPlan]:
-        """The next frame of b streams, each a still picture of its own."""
+        """The next frame of b streams, each a picture of its own.
+
+        Of a still picture a patch may hold every pixel once: half of e, for the same result.
+        """
         pixels = pixels.astype(self.dtype)
-        return jax.vmap(lambda p: self.visual(p, state, still=True))(pixels), state
+        return jax.vmap(lambda p: self.visual(p, state))(pixels), state

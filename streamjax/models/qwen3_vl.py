@@ -157,10 +157,9 @@ class VisionTower(nnx.Module):
     """
 
     def __init__(self, c: VisionConfig, *, rngs: nnx.Rngs, remat: str | None = None):
-        values = c.in_channels * c.temporal_patch_size * c.patch_size**2
         levels = len(c.deepstack_visual_indexes)
         self.config, self.remat = c, remat
-        self.patch = PatchEmbed(values, c.hidden_size, channels=c.in_channels, bias=True, rngs=rngs)
+        self.patch = PatchEmbed(c, bias=True, rngs=rngs)
         table = (c.num_position_embeddings, c.hidden_size)
         init = initializers.normal(c.initializer_range)
         self.position = parameter(rngs, table, (None, "embed"), init)
@@ -176,17 +175,16 @@ class VisionTower(nnx.Module):
         return plan_of(grid, merge=c.spatial_merge_size, table=c.side, shape=shape)
 
     def __call__(
-        self, pixels: Float[Array, "p e"], plan: VisionPlan, *, still: bool = False
+        self, pixels: Float[Array, "p e"], plan: VisionPlan
     ) -> tuple[Float[Array, "n d"], Float[Array, "k n d"]]:
-        """still: every patch holds its picture twice in time, which a folded tower uses."""
-        x, levels = self.states(pixels, plan, still=still)
+        x, levels = self.states(pixels, plan)
         tokens = self.merger(x)
         if self.deepstack is None:
             return tokens, jnp.zeros((0, *tokens.shape), tokens.dtype)
         return tokens, jax.vmap(lambda merger, y: merger(y))(self.deepstack, jnp.stack(levels))
 
     def states(
-        self, pixels: Float[Array, "p e"], plan: VisionPlan, *, still: bool = False
+        self, pixels: Float[Array, "p e"], plan: VisionPlan
     ) -> tuple[Float[Array, "p d"], list[Float[Array, "p d"]]]:
         """What the last layer makes of each patch, and what the deepstack layers do."""
         c = self.config
@@ -198,7 +196,7 @@ class VisionTower(nnx.Module):
             (layer,) = inputs
             return layer(x, rope, within(plan.slices)), None
 
-        x = self.patch.still(pixels) if still else self.patch(pixels)
+        x = self.patch(pixels)
         x = x + place.astype(x.dtype)
         # One scan up to each layer that is read, rather than one that keeps what all layers make.
         ends = [i + 1 for i in c.deepstack_visual_indexes]
@@ -241,7 +239,10 @@ class Qwen3_VL(QwenVL):
     def encode_frame(
         self, pixels: Float[Array, "b p e"], state: VisionPlan
     ) -> tuple[VisualFeatures, VisionPlan]:
-        """The next frame of b streams, each a still picture of its own."""
+        """The next frame of b streams, each a picture of its own.
+
+        Of a still picture a patch may hold every pixel once: half of e, for the same result.
+        """
         pixels = pixels.astype(self.dtype)
-        one = jax.vmap(lambda p: self.visual(p, state, still=True), out_axes=(0, 1))
+        one = jax.vmap(lambda p: self.visual(p, state), out_axes=(0, 1))
         return VisualFeatures(*one(pixels)), state

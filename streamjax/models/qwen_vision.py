@@ -113,10 +113,10 @@ def plan_of(
     )
 
 
-def plan_rows(grids: Sequence[Any], make: Any, shape: PlanShape | None = None) -> VisionPlan:
+def plan_rows(grids: Any, make: Any, shape: PlanShape | None = None) -> VisionPlan:
     """The plans of a batch's rows, padded to one shape (None: the smallest) and stacked.
 
-    make(grid, shape=...) is a tower's `plan`.
+    grids: one [images, 3] per row. make(grid, shape=...) is a tower's `plan`.
     """
     if shape is None:
         shape = functools.reduce(PlanShape.__or__, (make(grid).shape for grid in grids))
@@ -144,34 +144,28 @@ class VisionAttention(nnx.Module):
 class PatchEmbed(nnx.Module):
     """Patches to vectors; the input is ordered (channel, time, row, column).
 
-    A still picture holds every pixel twice in time. `fold` adds the kernel's two halves up, and
-    then `still` takes the first half of the input alone.
+    A still picture stands there with every pixel repeated `steps` times. Given once instead,
+    patches of e / steps values, it meets the sum of the kernel's steps, at 1 / steps of the cost.
     """
 
-    def __init__(self, e: int, d: int, *, channels: int, bias: bool, rngs: nnx.Rngs):
-        self.channels = channels
-        self.proj = Linear(e, d, (None, "embed"), bias=bias, rngs=rngs)
-        self.folded: nnx.Param | None = None
+    def __init__(self, c: Any, *, bias: bool, rngs: nnx.Rngs):
+        self.channels, self.steps = c.in_channels, c.temporal_patch_size
+        values = self.channels * self.steps * c.patch_size**2
+        self.proj = Linear(values, c.hidden_size, (None, "embed"), bias=bias, rngs=rngs)
 
     def __call__(self, pixels: Float[Array, "p e"]) -> Float[Array, "p d"]:
-        return self.proj(pixels)
-
-    def still(self, pixels: Float[Array, "p e"]) -> Float[Array, "p d"]:
-        """`self(pixels)` for patches whose steps of time are equal, in half the work if folded."""
-        if self.folded is None:
-            return self(pixels)
-        steps = self.proj.kernel.shape[0] // self.folded.shape[0]
-        first = pixels.reshape(len(pixels), self.channels, steps, -1)[:, :, 0]
-        bias = None if self.proj.bias is None else self.proj.bias[...]
-        return linear(first.reshape(len(pixels), -1), self.folded[...], bias)
-
-    def fold(self, steps: int) -> "PatchEmbed":
-        """The same function; `steps` is the length of a patch in time."""
-        folded = jax.tree.map(lambda a: a, self)
         kernel = self.proj.kernel[...]
-        halves = kernel.reshape(self.channels, steps, -1, kernel.shape[-1]).astype(jnp.float32)
-        folded.folded = nnx.Param(halves.sum(1).reshape(-1, kernel.shape[-1]).astype(kernel.dtype))
-        return folded
+        values, d = kernel.shape
+        if pixels.shape[1] == values:
+            return self.proj(pixels)
+        if pixels.shape[1] * self.steps != values:
+            raise ValueError(
+                f"patches of {pixels.shape[1]} values, wanted {values}, or {values // self.steps} "
+                "of still pictures"
+            )
+        by_step = kernel.astype(jnp.float32).reshape(self.channels, self.steps, -1, d)
+        bias = None if self.proj.bias is None else self.proj.bias[...]
+        return linear(pixels, by_step.sum(1).reshape(-1, d), bias)
 
 
 def rope_2d(

@@ -121,9 +121,7 @@ class QwenVL(VideoLM):
 
     def fold(self) -> Any:
         folded = super().fold()
-        c = self.config.vision
-        folded.visual.layers = unstack(self.visual.layers, c.depth)
-        folded.visual.patch = self.visual.patch.fold(c.temporal_patch_size)
+        folded.visual.layers = unstack(self.visual.layers, self.config.vision.depth)
         return folded
 
     def _look(self, pixels: Any, grid: Any) -> Any:

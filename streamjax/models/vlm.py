@@ -301,7 +301,7 @@ class VideoLM(nnx.Module):
 def by_rows(features: Features, rows: int) -> Features:
     """Features in reading order [n d] as [b n/b d], where every row has as many."""
     if isinstance(features, VisualFeatures):
-        k, _, d = features.deepstack.shape
+        k, *_, d = features.deepstack.shape
         return VisualFeatures(
             by_rows(features.tokens, rows), features.deepstack.reshape(k, rows, -1, d)
         )

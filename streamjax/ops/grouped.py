@@ -36,7 +36,7 @@ def grouped_attention(
     never p x p. Patches of no group get what another one gets, which means nothing.
     """
     heads, patches, h = q.shape
-    members = groups.members
+    members = jnp.asarray(groups.members)
     q, k, v = (jnp.take(a, members, axis=1, mode="clip") for a in (q, k, v))
     mask = members < patches
     count, size = members.shape
