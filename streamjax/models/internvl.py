@@ -5,6 +5,7 @@ tower sees alone. specs/vlm.md sections 1.3 and 2.5.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.nn import initializers
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from streamjax.models.decoder import DecoderConfig
 from streamjax.models.layers import (
@@ -25,6 +26,7 @@ from streamjax.models.layers import (
     stack,
     unstack,
 )
+from streamjax.models.vlm import Features, Grid, Tokens, VideoLM, host_grid
 from streamjax.ops.attention import full_attention
 from streamjax.ops.patches import interpolate_square_table
 from streamjax.sharding import constrain
@@ -47,7 +49,7 @@ class InternViTConfig:
     num_hidden_layers: int = 24
     num_attention_heads: int = 16
     intermediate_size: int = 4096
-    attention_bias: bool = True
+    attention_bias: bool = False  # true in InternViT-300M
     use_qk_norm: bool = False
     norm_type: str = "layer_norm"  # or rms_norm, in InternViT-6B
     layer_norm_eps: float = 1e-6
@@ -88,7 +90,9 @@ class Block(nnx.Module):
             return Linear(i, o, names, bias=bias, init=init, rngs=rngs)
 
         def scale():
-            return parameter(rngs, (e,), ("embed",), initializers.constant(c.layer_scale_init_value))
+            return parameter(
+                rngs, (e,), ("embed",), initializers.constant(c.layer_scale_init_value)
+            )
 
         self.config = c
         self.attn_norm = norm(e, eps=c.layer_norm_eps, rngs=rngs)
@@ -153,7 +157,7 @@ class InternViT(nnx.Module):
                 f"tiles are {channels}x{height}x{width}, wanted {c.num_channels} channels and "
                 f"sides that are multiples of {p} pixels: resize them"
             )
-        # The strided convolution as one matrix product; a patch's values are (channel, row, column).
+        # The strided convolution as a matrix product; a patch's values are (channel, row, column).
         x = pixels.astype(self.dtype).reshape(n, channels, rows, p, columns, p)
         x = self.patch(x.transpose(0, 2, 4, 1, 3, 5).reshape(n, rows * columns, -1))
         cls = jnp.broadcast_to(self.cls[...].astype(x.dtype), (n, 1, x.shape[-1]))
@@ -176,3 +180,180 @@ def pixel_shuffle(
     n, _, e = x.shape
     x = x.reshape(n, rows // side, side, columns // side, side, e)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(n, -1, side * side * e)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InternVLConfig:
+    """The tower, the language model, and how patches become visual tokens.
+
+    image_token_id: the placeholder, `<IMG_CONTEXT>`; None where a folder does not say (the original
+    one leaves it to its tokenizer), and then the id is taken that occurs as often as there are
+    visual tokens. Raises ValueError for sizes that do not divide and an unknown activation.
+    """
+
+    vision: InternViTConfig
+    decoder: DecoderConfig
+    image_token_id: int | None = 151667
+    downsample_ratio: float = 0.5
+    projector_hidden_act: str = "gelu"
+
+    def __post_init__(self):
+        if self.projector_hidden_act not in ACTIVATIONS:
+            raise ValueError(
+                f"projector_hidden_act is {self.projector_hidden_act!r}, wanted one of "
+                f"{', '.join(ACTIVATIONS)}"
+            )
+        if self.downsample_ratio <= 0 or self.vision.side % self.merge:
+            raise ValueError(
+                f"downsample_ratio is {self.downsample_ratio}, wanted 1 / n with n dividing the "
+                f"tile's {self.vision.side} patches a side"
+            )
+
+    @property
+    def merge(self) -> int:
+        """Patches along one side of the square that becomes a visual token."""
+        return int(1 / self.downsample_ratio)
+
+
+class Projector(nnx.Module):
+    """A norm and two linear maps, from a square of patches to the decoder's width."""
+
+    def __init__(self, config: InternVLConfig, *, rngs: nnx.Rngs):
+        e, d = config.vision.hidden_size * config.merge**2, config.decoder.hidden_size
+        init = initializers.normal(config.vision.initializer_range)
+        self.act = config.projector_hidden_act
+        self.norm = LayerNorm(e, eps=PROJECTOR_EPS, rngs=rngs)
+        self.up = Linear(e, d, (None, "embed"), init=init, rngs=rngs)
+        self.down = Linear(d, d, (None, "embed"), init=init, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "*rows e"]) -> Float[Array, "*rows d"]:
+        return self.down(ACTIVATIONS[self.act](self.up(self.norm(x))))
+
+
+class InternVL(VideoLM):
+    """`visual` -> `projector` -> `decoder`.
+
+    pixels are [tiles 3 h w], normalised, of all pictures in reading order; or [b tiles 3 h w] when
+    every row of the batch has as many. grid [images, 3] is host numpy, one row for a picture:
+    (tiles, rows and columns of a tile's patches); None where it need not be known which tile is
+    whose.
+    """
+
+    config: InternVLConfig
+    pixel_dims = 4
+
+    def __init__(
+        self,
+        config: InternVLConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype: Any = jnp.float32,
+        remat: str | None = None,
+    ):
+        super().__init__(config, rngs=rngs, dtype=dtype, remat=remat)
+        self.visual = InternViT(config.vision, rngs=rngs, dtype=dtype, remat=remat)
+        self.projector = Projector(config, rngs=rngs)
+
+    @property
+    def placeholders(self) -> tuple[int, ...]:
+        image = self.config.image_token_id
+        return () if image is None else (image,)
+
+    def encode_images(self, pixels: Any, grid: Grid = None) -> Float[Array, "n d"]:
+        """All tiles' visual tokens in order, each tile's by rows (256 of a tile of 448 pixels).
+
+        Raises ValueError when pixels and grid disagree.
+        """
+        pixels = jnp.asarray(pixels, self.dtype)
+        tiles = pixels.reshape(-1, *pixels.shape[-3:])
+        p = self.config.vision.patch_size
+        side = (tiles.shape[2] // p, tiles.shape[3] // p)
+        if grid is not None:
+            grid = host_grid(grid)
+            if grid[:, 0].sum() != len(tiles) or (grid[:, 1:] != side).any():
+                raise ValueError(
+                    f"grid {grid.tolist()} does not describe {len(tiles)} tiles of "
+                    f"{side[0]}x{side[1]} patches"
+                )
+        tokens = _see(self.visual, self.projector, tiles, self.config.merge)
+        return tokens.reshape(-1, tokens.shape[-1])
+
+    def visual_tokens(self, grid: Grid) -> list[int]:
+        cells = self.config.merge**2
+        return [int(count) // cells for count in host_grid(grid).prod(axis=1)]
+
+    def init_frames(self, batch: int, grid: Any, *, window: int | None = None) -> tuple[()]:
+        """Nothing: a frame is seen alone, and window has no meaning here."""
+        return ()
+
+    def encode_frame(
+        self, pixels: Float[Array, "b t c h w"], state: tuple[()]
+    ) -> tuple[Float[Array, "b n d"], tuple[()]]:
+        """The next frame of b streams, cut into t tiles (one, as streams have it)."""
+        tokens = self.encode_images(pixels)
+        return tokens.reshape(len(pixels), -1, tokens.shape[-1]), state
+
+    def fold(self) -> "InternVL":
+        folded = super().fold()
+        layers = jax.tree.map(lambda a: a, self.visual.layers)
+        for scale, into in (("attn_scale", "out"), ("mlp_scale", "down")):
+            by, linear = getattr(layers, scale)[...].astype(jnp.float32), getattr(layers, into)
+            for part, factor in ((linear.kernel, by[:, None]), (linear.bias, by)):
+                part[...] = (part[...].astype(jnp.float32) * factor).astype(part[...].dtype)
+            setattr(layers, scale, None)
+        folded.visual.layers = unstack(layers, self.config.vision.num_hidden_layers)
+        return folded
+
+    def expand(self, tokens: Any, grid: Grid, **options: Any) -> Int[np.ndarray, "*b l"]:
+        if self.config.image_token_id is None:
+            raise ValueError(
+                "image_token_id is unknown: the folder has no tokenizer with <IMG_CONTEXT>; set it "
+                "with model.config = dataclasses.replace(model.config, image_token_id=...)"
+            )
+        return super().expand(tokens, grid, **options)
+
+    def embed(self, tokens: Tokens, features: Features = None) -> Float[Array, "b l d"]:
+        if self.config.image_token_id is not None or features is None:
+            return super().embed(tokens, features)
+        known = jax.tree.map(lambda a: a, self)
+        image = _as_often(tokens, int(np.prod(features.shape[:-1])), self.config.decoder.vocab_size)
+        known.config = dataclasses.replace(self.config, image_token_id=image)
+        return known.embed(tokens, features)
+
+
+def _as_often(tokens: Any, count: int, vocabulary: int) -> Any:
+    """The id that occurs `count` times, -1 for none; of several the highest, because a vocabulary
+    has its special tokens at its end.
+    """
+    found = jnp.bincount(jnp.asarray(tokens).reshape(-1), length=vocabulary) == count
+    highest = jnp.max(jnp.where(found, jnp.arange(vocabulary), -1))
+    return highest if isinstance(highest, jax.core.Tracer) else int(highest)
+
+
+# Jitted here, because a scan outside of jit is compiled anew at every call.
+@functools.partial(jax.jit, static_argnames="merge")
+def _see(
+    visual: InternViT, projector: Projector, tiles: Float[Array, "n c h w"], merge: int
+) -> Float[Array, "n q d"]:
+    x = visual(tiles)[:, 1:]
+    p = visual.config.patch_size
+    return projector(pixel_shuffle(x, tiles.shape[2] // p, tiles.shape[3] // p, merge))
+
+
+def _size(hidden: int, layers: int, heads: int, kv: int, mlp: int) -> InternVLConfig:
+    return InternVLConfig(
+        vision=InternViTConfig(attention_bias=True),
+        decoder=DecoderConfig(
+            vocab_size=151674, hidden_size=hidden, intermediate_size=mlp, num_hidden_layers=layers,
+            num_attention_heads=heads, num_key_value_heads=kv, rms_norm_eps=1e-6, rope_theta=1e6,
+            rope_dynamic_factor=2.0, max_position_embeddings=32768,
+        ),
+    )  # fmt: skip
+
+
+# The released InternVL3.
+SIZES: dict[str, InternVLConfig] = {
+    "1B": _size(896, 24, 14, 2, 4864),
+    "2B": _size(1536, 28, 12, 2, 8960),
+    "8B": _size(3584, 28, 28, 4, 18944),
+}

@@ -48,7 +48,7 @@ def interpolate_square_table(
 
 
 def _cubic_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
-    """What each old cell gives to each new one: four taps, those over the edge taken at the edge."""
+    """What each old cell gives to each new one: four taps, the edge standing in beyond it."""
     a = -0.75
     at = (np.arange(new) + 0.5) * (old / new) - 0.5
     weights = np.zeros((new, old))

@@ -108,7 +108,8 @@ def hub_settings(config: DecoderConfig) -> dict[str, Any]:
     if config.head_dim is not None:
         own["head_dim"] = config.head_dim
     if config.rope_dynamic_factor is not None:
-        own["rope_scaling"] = {"type": "dynamic", "factor": config.rope_dynamic_factor}
+        factor = config.rope_dynamic_factor
+        own["rope_scaling"] = {"type": "dynamic", "rope_type": "dynamic", "factor": factor}
     if config.mrope_section is not None:
         own["rope_scaling"] = {"type": "mrope", "mrope_section": list(config.mrope_section)}
         if config.mrope_interleaved:
