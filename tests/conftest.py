@@ -5,6 +5,7 @@ Nothing here imports streamjax, so that jaxtyping's import hook still sees every
 
 import os
 from pathlib import Path
+from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -37,3 +38,21 @@ def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests import small_world  # streamjax is imported here, after the hook
 
     return small_world.make(tmp_path_factory.mktemp("small_world"))
+
+
+@pytest.fixture(scope="session")
+def qwen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real Qwen2.5-VL tokenizer, as its base model has it: without the state tokens."""
+    from tests import qwen_bpe
+
+    return qwen_bpe.write(tmp_path_factory.mktemp("qwen"), "qwen2_5_vl")
+
+
+@pytest.fixture(scope="session")
+def qwen_tokenizer(qwen_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The same, loaded, with the state tokens."""
+    from streamjax.data.tokenizer import copy_with_states, load_tokenizer
+
+    folder = tmp_path_factory.mktemp("streamo")
+    copy_with_states(qwen_folder, folder)
+    return load_tokenizer(folder)

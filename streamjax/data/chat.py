@@ -11,41 +11,59 @@ A turn starts with the newline that ends the turn before it, so that no newline 
 answer. specs/streamo.md section 3.
 """
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from streamjax.data.dialogue import STATES
+from streamjax.data.dialogue import RESERVED, STATES
 from streamjax.errors import InputError
 
 IGNORE = -100
 DEFAULT_SYSTEM = "You are a helpful assistant."
 START, END = "<|im_start|>", "<|im_end|>"
-IMAGE = "<image>"
+IMAGE, VIDEO = "<image>", "<video>"
 
 Tokens = np.ndarray
 """int32 [l]"""
 
 Counts = int | np.integer | Sequence[int] | np.ndarray
-"""Visual tokens: one number for every image, or one per image in reading order."""
+"""Visual tokens: one number for every image, or one per image (and video) in reading order."""
 
 
 @dataclass(frozen=True)
 class ChatFormat:
     """How a family writes an image: `prefix`, then `placeholder` once per visual token, `suffix`.
 
-    `placeholder` is a token's text, or an id that no tokenizer has (LLaVA's -200).
+    `placeholder` is a token's text, or an id that no tokenizer has (LLaVA's -200). `video` is the
+    one of videos, between the same marks; None where `<video>` means nothing and is text. `system`:
+    the system prompt of dialogues that bring none, empty for no system block.
     """
 
     placeholder: str | int
     prefix: str = ""
     suffix: str = ""
+    video: str | None = None
+    system: str = DEFAULT_SYSTEM
 
 
-QWEN = ChatFormat("<|image_pad|>", "<|vision_start|>", "<|vision_end|>")
+QWEN = ChatFormat("<|image_pad|>", "<|vision_start|>", "<|vision_end|>", video="<|video_pad|>")
+QWEN3 = replace(QWEN, system="")
+# The newline is the original's: behind a frame, in front of `<|im_end|>`.
+INTERNVL = ChatFormat("<IMG_CONTEXT>", "<img>", "</img>\n", system="")
 LLAVA = ChatFormat(-200)
+
+FORMATS: dict[str, ChatFormat] = {
+    "qwen2_5_vl": QWEN,
+    "qwen3_vl": QWEN3,
+    "internvl": INTERNVL,
+    "internvl_chat": INTERNVL,
+    "llava_qwen": LLAVA,
+    "llava_llama": LLAVA,
+}
+"""The format of a family, by config.json's model_type."""
 
 
 @dataclass(frozen=True)
@@ -73,16 +91,17 @@ def encode(
 ) -> Encoded:
     """Tokens and labels of `messages`; each `<image>` becomes that many visual tokens.
 
-    Without a system message the system prompt is "You are a helpful assistant."; an empty one
-    leaves the block out. Messages that end with the user's give the prompt for the answer that is
-    missing. Messages of one role in a row are joined.
+    So does each `<video>`, of a format that has videos. Without a system message the system prompt
+    is the format's; an empty one leaves the block out. Messages that end with the user's give the
+    prompt for the answer that is missing. Messages of one role in a row are joined.
 
     Raises InputError when the number of images differs from the number of `<image>`, when roles do
-    not alternate, or when a message contains `<|im_start|>` or `<|im_end|>`.
+    not alternate, when a user's message is empty, or when one contains `<|im_start|>` or
+    `<|im_end|>`.
     """
-    system, turns = _turns(messages)
-    images = sum(user.count(IMAGE) for user, _ in turns)
-    counts = iter(_counts(visual_tokens, images))
+    system, turns = _turns(messages, format)
+    marks = [_marks(format).findall(user) for user, _ in turns]
+    counts = iter(_counts(visual_tokens, sum(map(len, marks))))
 
     # All pieces in one call: the tokenizer's own loop is many times faster than ours.
     pieces = [_opening(system)]
@@ -90,16 +109,16 @@ def encode(
         pieces += _turn_pieces(user, format, first=i == 0 and not system)
         pieces += [] if answer is None else [answer, END]
     ids = iter(_ids(tokenizer, pieces))
-    pad = _placeholder(tokenizer, format)
+    pads = _placeholders(tokenizer, format, {IMAGE}.union(*marks))
 
     tokens = list(next(ids))
     labels = [IGNORE] * len(tokens)
     state_positions, turn_starts = [], []
-    for user, answer in turns:
+    for (_, answer), shown in zip(turns, marks, strict=True):
         turn_starts.append(len(tokens))
         tokens += next(ids)
-        for _ in range(user.count(IMAGE)):
-            tokens += [pad] * next(counts)
+        for mark in shown:
+            tokens += [pads[mark]] * next(counts)
             tokens += next(ids)
         labels += [IGNORE] * (len(tokens) - len(labels))
         if answer is not None:
@@ -130,13 +149,14 @@ def turn_chunk(
     comes before is the opening or an answer closed by `<|im_end|>` (`answer_tokens`). `first` only
     for the first turn after an *empty* opening: there is no line to end.
     """
-    _check_words(user, "the user's words")
-    counts = _counts(visual_tokens, user.count(IMAGE))
+    _check_user(user, "the user's words")
+    marks = _marks(format).findall(user)
+    counts = _counts(visual_tokens, len(marks))
     head, *rest = _ids(tokenizer, _turn_pieces(user, format, first=first))
-    pad = _placeholder(tokenizer, format)
+    pads = _placeholders(tokenizer, format, {IMAGE, *marks})
     pieces = [head]
-    for count, piece in zip(counts, rest, strict=True):
-        pieces += [[pad] * count, piece]
+    for mark, count, piece in zip(marks, counts, rest, strict=True):
+        pieces += [[pads[mark]] * count, piece]
     return _array(pieces)
 
 
@@ -144,6 +164,30 @@ def answer_tokens(tokenizer: Any, answer: str) -> Tokens:
     """An answer's tokens and the `<|im_end|>` after them: the labelled part of a turn."""
     _check_words(answer, "the answer")
     return _array(_ids(tokenizer, [answer, END]))
+
+
+def stamped_video(seconds: Sequence[float | int], *, temporal: int = 2) -> str:
+    """Qwen3-VL's words for a video: before every temporal slice, when it is: `<1.5 seconds>`.
+
+    seconds: of every frame; `temporal` frames make a slice, the last one repeated where they do not
+    come out even, and its stamp is the middle between its first and last. Each slice is a `<video>`
+    of its own in the dialogue, with a grid row's rows x columns of visual tokens.
+    """
+    if len(seconds) == 0:
+        raise InputError("0 frames, wanted at least one")
+    times = [*seconds, *[seconds[-1]] * (-len(seconds) % temporal)]
+    slices = [(times[i], times[i + temporal - 1]) for i in range(0, len(times), temporal)]
+    return "".join(f"<{(first + last) / 2:.1f} seconds>{VIDEO}" for first, last in slices)
+
+
+def check_question(text: str) -> None:
+    """Raises InputError for a question that cannot be asked: an empty one, or one that contains a
+    mark of the dialogue (`<image>`, a state, `<|im_end|>`, ...)."""
+    if not text.strip():
+        raise InputError("the question is empty: say what to watch for")
+    for mark in (START, END, *RESERVED):
+        if mark in text:
+            raise InputError(f"the question contains {mark!r}, which means something else: reword")
 
 
 def state_ids(tokenizer: Any) -> tuple[int, int, int]:
@@ -157,13 +201,13 @@ def state_ids(tokenizer: Any) -> tuple[int, int, int]:
         if len(ids) != 1:
             raise InputError(
                 f"the tokenizer splits {state} into {len(ids)} tokens, wanted one: "
-                "register the state tokens (streamjax.data.tokenizer.add_states)"
+                f"register the state tokens: {_HOW}"
             )
     silence, standby, response = (ids[0] for ids in found)
     if len({silence, standby, response}) != 3:
         raise InputError(
             f"the state tokens share ids {silence}, {standby}, {response}: the tokenizer does not "
-            "know them (streamjax.data.tokenizer.add_states)"
+            f"know them; register them: {_HOW}"
         )
     return silence, standby, response
 
@@ -176,7 +220,12 @@ def end_id(tokenizer: Any) -> int:
     return ids[0]
 
 
-def _turns(messages: Sequence[Mapping[str, Any]]) -> tuple[str, list[tuple[str, str | None]]]:
+_HOW = "streamjax.data.tokenizer.copy_with_states(its_folder, new_folder)"
+
+
+def _turns(
+    messages: Sequence[Mapping[str, Any]], format: ChatFormat
+) -> tuple[str, list[tuple[str, str | None]]]:
     """The system prompt, and the (user, answer) pairs; the last answer may be missing."""
     joined: list[tuple[str, str]] = []
     for message in messages:
@@ -184,20 +233,21 @@ def _turns(messages: Sequence[Mapping[str, Any]]) -> tuple[str, list[tuple[str, 
         if joined and joined[-1][0] == role:
             content = joined.pop()[1] + content
         joined.append((role, content))
-    system = joined.pop(0)[1] if joined and joined[0][0] == "system" else DEFAULT_SYSTEM
+    system = joined.pop(0)[1] if joined and joined[0][0] == "system" else format.system
     _check_words(system, "the system prompt")
     turns: list[tuple[str, str | None]] = []
     for i, (role, content) in enumerate(joined):
         wanted = ("user", "assistant")[i % 2]
         if role != wanted:
             raise InputError(f"message {i} is the {role}'s, wanted the {wanted}'s: roles alternate")
-        _check_words(content, f"message {i}")
         if role == "user":
+            _check_user(content, f"message {i}")
             turns.append((content, None))
-        elif IMAGE in content:
-            raise InputError(f"message {i}: <image> in an answer; only the user shows images")
-        else:
-            turns[-1] = (turns[-1][0], content)
+            continue
+        _check_words(content, f"message {i}")
+        if shown := _marks(format).search(content):
+            raise InputError(f"message {i}: {shown[0]} in an answer; only the user shows images")
+        turns[-1] = (turns[-1][0], content)
     return system, turns
 
 
@@ -208,7 +258,12 @@ def _opening(system: str) -> str:
 def _turn_pieces(user: str, format: ChatFormat, *, first: bool) -> list[str]:
     """The text around the images of one turn: one piece more than there are images."""
     text = f"{'' if first else chr(10)}{START}user\n{user}{END}\n{START}assistant\n"
-    return text.replace(IMAGE, format.prefix + IMAGE + format.suffix).split(IMAGE)
+    marks = _marks(format)
+    return marks.split(marks.sub(lambda mark: format.prefix + mark[0] + format.suffix, text))
+
+
+def _marks(format: ChatFormat) -> re.Pattern[str]:
+    return re.compile(IMAGE if format.video is None else f"{IMAGE}|{VIDEO}")
 
 
 def _ids(tokenizer: Any, pieces: list[str]) -> list[list[int]]:
@@ -228,16 +283,28 @@ def _counts(visual_tokens: Counts, images: int) -> list[int]:
     return counts.tolist()
 
 
-def _placeholder(tokenizer: Any, format: ChatFormat) -> int:
-    if isinstance(format.placeholder, int):
-        return format.placeholder
-    (ids,) = _ids(tokenizer, [format.placeholder])
-    if len(ids) != 1:
-        raise InputError(
-            f"the tokenizer splits {format.placeholder} into {len(ids)} tokens, wanted one: "
-            "is this the format of the model's family?"
-        )
-    return ids[0]
+def _placeholders(tokenizer: Any, format: ChatFormat, marks: set[str]) -> dict[str, int]:
+    """The id that stands for a visual token, of every mark."""
+    found = {}
+    for mark in marks:
+        text = format.placeholder if mark == IMAGE else format.video
+        if not isinstance(text, str):
+            found[mark] = text
+            continue
+        (ids,) = _ids(tokenizer, [text])
+        if len(ids) != 1:
+            raise InputError(
+                f"the tokenizer splits {text} into {len(ids)} tokens, wanted one: is this the "
+                "format of the model's family?"
+            )
+        found[mark] = ids[0]
+    return found
+
+
+def _check_user(text: str, where: str) -> None:
+    if not text.strip():
+        raise InputError(f"{where}: empty; wanted words, {IMAGE}, or both")
+    _check_words(text, where)
 
 
 def _check_words(text: str, where: str) -> None:

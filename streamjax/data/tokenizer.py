@@ -48,6 +48,67 @@ def add_states(tokenizer: Any) -> int:
     return tokenizer.add_tokens(list(STATES), special_tokens=True)
 
 
+def copy_with_states(source: str | Path, folder: str | Path) -> tuple[int, int, int]:
+    """Copies the tokenizer of a base model to `folder`, the three state tokens registered.
+
+    Returns their ids, in the order of `STATES`: the first free ones (Qwen2.5-VL: 151665 and on), or
+    those that they have already. What else lies in `source` is not copied; the two may be the same
+    folder. The model needs `embedding_rows` rows of embeddings then.
+
+    Raises FileNotFoundError without tokenizer.json, and InputError when it cannot be read.
+    """
+    from tokenizers import AddedToken, Tokenizer
+
+    source, folder = Path(source), Path(folder)
+    file = source / "tokenizer.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: missing, wanted a Hugging Face tokenizer")
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+        beside = {name: json.loads((source / name).read_text("utf-8"))
+                  for name in _BESIDE if (source / name).is_file()}  # fmt: skip
+    except Exception as error:  # the Rust reader raises bare Exception
+        line = " ".join(str(error).split())[:200]
+        raise InputError(f"{source}: the tokenizer cannot be read: {line}") from error
+    tokenizer.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in STATES])
+    ids: dict[str, int] = {s: tokenizer.token_to_id(s) for s in STATES}
+
+    # What transformers reads beside it says the same again.
+    for name, config in beside.items():
+        if "added_tokens_decoder" in config:
+            config["added_tokens_decoder"] |= {str(i): _added(s) for s, i in ids.items()}
+        for key in ("additional_special_tokens", "extra_special_tokens"):
+            known = config.get(key)
+            if isinstance(known, list):
+                told = [k["content"] if isinstance(k, dict) else k for k in known]
+                config[key] = known + [s for s in STATES if s not in told]
+        if name == "added_tokens.json":
+            config |= ids
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in _VERBATIM:
+        if (source / name).is_file() and source.resolve() != folder.resolve():
+            _write(folder / name, (source / name).read_text("utf-8"))
+    for name, config in beside.items():
+        _write(folder / name, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    _write(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
+    silence, standby, response = ids.values()
+    return silence, standby, response
+
+
+_BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_VERBATIM = ("vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json")
+
+
+def embedding_rows(vocab_size: int, tokens: int) -> int:
+    """How many rows a model's embeddings need for a tokenizer of `tokens` tokens.
+
+    As they are (`vocab_size`) while they suffice, which they do for Qwen, whose spare rows the
+    state tokens take; otherwise the next multiple of 128 (InternVL3: 151674 -> 151680). Rows are
+    added, none initialised anew. specs/streamo.md section 3.4.
+    """
+    return vocab_size if tokens <= vocab_size else -(-tokens // 128) * 128
+
+
 def build_word_tokenizer(
     texts: Iterable[str], folder: str | Path, *, numbers: int = 1000, tags: int = 100
 ) -> Any:
@@ -101,6 +162,11 @@ def build_word_tokenizer(
     }
     _write(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
     return load_tokenizer(folder)
+
+
+def _added(text: str) -> dict[str, Any]:
+    shape = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
+    return {"content": text, **shape, "special": True}
 
 
 def _write(path: Path, text: str) -> None:

@@ -7,7 +7,8 @@ import pytest
 
 from streamjax.data import chat
 from streamjax.data.dialogue import SILENCE, STATES, to_image, to_stream
-from streamjax.data.tokenizer import build_word_tokenizer, load_tokenizer
+from streamjax.data.processors import QwenImageProcessor
+from streamjax.data.tokenizer import build_word_tokenizer, copy_with_states, load_tokenizer
 from streamjax.errors import InputError
 
 
@@ -40,7 +41,10 @@ def world_messages(system=None):
     return to_image(stream, range(12))["messages"]
 
 
-def test_ids_and_labels_golden(qwen, cases):
+@pytest.mark.parametrize("tokenizer", ["qwen", "qwen_tokenizer"])
+def test_ids_and_labels_golden(request, tokenizer, cases):
+    # `qwen` is the part of the vocabulary that these texts need, `qwen_tokenizer` the whole.
+    qwen = request.getfixturevalue(tokenizer)
     for case in cases["dialogues"]:
         found = chat.encode(qwen, case["messages"], counts(case))
         assert found.tokens.tolist() == case["input_ids"], case["name"]
@@ -60,7 +64,37 @@ def test_a_packed_row_is_the_dialogues_one_after_another(qwen, cases):
     assert np.concatenate([r.labels for r in rows]).tolist() == cases["packed"]["labels"]
 
 
-def test_state_ids_golden(qwen, cases):
+def test_frames_and_what_is_learnt_of_a_dialogue_golden(qwen_tokenizer, cases):
+    processor = QwenImageProcessor().with_frame_budget()
+    weights = dict(zip(chat.state_ids(qwen_tokenizer), (0.3, 1.3, 2.0), strict=True))
+    for case in cases["dialogues"]:
+        grid = [
+            [1, *(side // 14 for side in processor.fit(h, w))] for w, h in case["image_sizes_wh"]
+        ]
+        assert grid == case["image_grid_thw"], case["name"]
+        found = chat.encode(qwen_tokenizer, case["messages"], counts(case))
+        assert len(found.tokens) == case["length"]
+        at = np.flatnonzero(found.labels >= 0)
+        assert len(at) == case["num_loss_tokens"]
+        scale = [[i, weights.get(int(found.labels[i]), 1)] for i in at.tolist()]
+        assert scale == case["loss_scale_nonzero"]
+        # The text between what is learnt and what is not, word for word.
+        cuts = np.flatnonzero(np.diff(found.labels >= 0)) + 1
+        for part, told in zip(np.split(found.tokens, cuts), case["segments"], strict=True):
+            assert len(part) == told["num_tokens"]
+            pad = "<|image_pad|>"
+            text = qwen_tokenizer.decode(part)
+            wanted = told["text"]
+            while f"{pad}*" in wanted:
+                head, tail = wanted.split(f"{pad}*", 1)
+                number = tail[: len(tail) - len(tail.lstrip("0123456789"))]
+                wanted = head + pad * int(number) + tail[len(number) :]
+            assert text == wanted
+
+
+@pytest.mark.parametrize("tokenizer", ["qwen", "qwen_tokenizer"])
+def test_state_ids_golden(request, tokenizer, cases):
+    qwen = request.getfixturevalue(tokenizer)
     assert chat.state_ids(qwen) == tuple(cases["token_ids"][state] for state in STATES)
     assert chat.end_id(qwen) == cases["token_ids"]["<|im_end|>"]
 
@@ -152,3 +186,81 @@ def test_a_tokenizer_without_states_is_refused(tmp_path):
         chat.state_ids(tokenizer)
     assert add_states(tokenizer) == 3
     assert len(set(chat.state_ids(tokenizer))) == 3
+
+
+@pytest.fixture(scope="module")
+def internvl(tmp_path_factory):
+    from tests import qwen_bpe
+
+    folder = qwen_bpe.write(tmp_path_factory.mktemp("internvl"), "internvl")
+    assert copy_with_states(folder, folder) == (151674, 151675, 151676)
+    return load_tokenizer(folder)
+
+
+def test_internvl_frames_end_their_line(internvl):
+    layout = chat.FORMATS["internvl"]
+    messages = world_messages("Watch.")[:5]
+    whole = chat.encode(internvl, messages, [256, 3], format=layout)
+    turn = "<|im_start|>user\n{tag}\n<img>{pads}</img>\n<|im_end|>\n<|im_start|>assistant\n</Silence><|im_end|>"
+    assert internvl.decode(whole.tokens) == "\n".join([
+        "<|im_start|>system\nWatch.<|im_end|>",
+        turn.format(tag="<0s-1s>", pads="<IMG_CONTEXT>" * 256),
+        turn.format(tag="<1s-2s>", pads="<IMG_CONTEXT>" * 3),
+    ])  # fmt: skip
+    assert (whole.tokens == 151667).sum() == 259
+    opening = chat.opening(internvl, "Watch.")
+    chunk = chat.turn_chunk(internvl, messages[1]["content"], 256, format=layout)
+    np.testing.assert_array_equal(
+        whole.tokens[: len(opening) + len(chunk)], np.concatenate([opening, chunk])
+    )
+
+
+def test_the_system_prompt_of_dialogues_without_one(qwen_tokenizer):
+    messages = [{"role": "user", "content": "red <image>"}]
+
+    def first(format):
+        found = chat.encode(qwen_tokenizer, messages, 1, format=format)
+        return qwen_tokenizer.decode(found.tokens).split("<|im_end|>")[0]
+
+    assert first(chat.QWEN) == "<|im_start|>system\nYou are a helpful assistant."
+    words = "<|im_start|>user\nred <|vision_start|><|image_pad|><|vision_end|>"
+    assert first(chat.QWEN3) == words
+
+
+def test_videos_are_places_of_their_own(qwen_tokenizer):
+    user = f"<image>{chat.stamped_video([0, 0.5, 1, 1.5, 2])} What?"
+    assert user == ("<image><0.2 seconds><video><1.2 seconds><video><2.0 seconds><video> What?")
+    chunk = chat.turn_chunk(qwen_tokenizer, user, [3, 2, 2, 2], format=chat.QWEN3, first=True)
+    start, end = "<|vision_start|>", "<|vision_end|>"
+    slice = f"{start}<|video_pad|><|video_pad|>{end}"
+    assert qwen_tokenizer.decode(chunk) == (
+        f"<|im_start|>user\n{start}{'<|image_pad|>' * 3}{end}<0.2 seconds>{slice}<1.2 seconds>"
+        f"{slice}<2.0 seconds>{slice} What?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    messages = [{"role": "user", "content": user}]
+    whole = chat.encode(qwen_tokenizer, messages, [3, 2, 2, 2], format=chat.QWEN3)
+    np.testing.assert_array_equal(whole.tokens, chunk)
+    # A format without videos reads the mark as text.
+    plain = chat.turn_chunk(qwen_tokenizer, "<video>", [], format=chat.LLAVA, first=True)
+    assert "user\n<video><|im_end|>" in qwen_tokenizer.decode(plain)
+    with pytest.raises(InputError, match="0 frames"):
+        chat.stamped_video([])
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("", "empty"), (" \n", "empty"), ("a<image>", "'<image>'"), ("</Silence>?", "'</Silence>'"),
+     ("x<|im_end|>", "<|im_end|>")],
+)  # fmt: skip
+def test_questions_that_cannot_be_asked(text, told):
+    with pytest.raises(InputError) as error:
+        chat.check_question(text)
+    assert told in str(error.value)
+
+
+def test_a_user_who_says_and_shows_nothing(words):
+    with pytest.raises(InputError, match="message 0: empty; wanted words, <image>, or both"):
+        chat.encode(words, [{"role": "user", "content": ""}], 4, format=chat.LLAVA)
+    with pytest.raises(InputError, match="the user's words: empty"):
+        chat.turn_chunk(words, "\n", [], format=chat.LLAVA)
+    chat.check_question("What is red?")
