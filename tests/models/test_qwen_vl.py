@@ -1,5 +1,7 @@
 """Qwen2.5-VL and Qwen3-VL against transformers' numbers: whole, batched, streamed, evicted."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,9 +62,20 @@ class Case:
         return found
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def case(golden, request):
-    return Case(golden / request.param)
+@pytest.fixture(scope="module")
+def cases(golden):
+    return functools.cache(lambda name: Case(golden / name))
+
+
+@pytest.fixture(params=FAMILIES)
+def case(cases, request):
+    return cases(request.param)
+
+
+@pytest.fixture(params=["qwen2_5_vl", "qwen3_vl"])
+def one(cases, request):
+    """A family once, for what does not depend on how its folder is laid out."""
+    return cases(request.param)
 
 
 @jax.jit
@@ -114,24 +127,24 @@ def test_vision_features(case):
     assert embedded.shape == (*io["multi.input_ids"].shape, model.config.decoder.hidden_size)
 
 
-def test_states_before_the_merger(case):
+def test_states_before_the_merger(one):
     """The original keeps them in the order of its windows; here they stay in reading order."""
-    grid, pixels = case.io["stream5.image_grid_thw"], case.io["stream5.pixel_values"]
-    plan = case.model.plan(grid)
-    states = jax.jit(lambda visual, pixels: visual.states(pixels, plan))(case.model.visual, pixels)
-    if case.name == "qwen3_vl":
+    grid, pixels = one.io["stream5.image_grid_thw"], one.io["stream5.pixel_values"]
+    plan = one.model.plan(grid)
+    states = jax.jit(lambda visual, pixels: visual.states(pixels, plan))(one.model.visual, pixels)
+    if one.name == "qwen3_vl":
         states, _ = states
     else:
         members = plan.windows.members.reshape(-1)
         states = states[members[members < len(pixels)]]
-    case.check(states, "stream5.vision_last_hidden", 1e-4)
+    one.check(states, "stream5.vision_last_hidden", 1e-4)
 
 
-def test_one_call_with_everything(case):
-    io, model = case.io, case.model
+def test_one_call_with_everything(one):
+    io, model = one.io, one.model
     tokens, grid = io["stream5.input_ids"], io["stream5.image_grid_thw"]
     out = model(tokens, io["stream5.pixel_values"], grid)
-    case.check(out.logits, "stream5.logits", 2e-4)
+    one.check(out.logits, "stream5.logits", 2e-4)
     positions, delta = model.positions(tokens, grid)
     np.testing.assert_array_equal(positions, io["stream5.position_ids"])
     np.testing.assert_array_equal(delta, io["stream5.rope_deltas"])
@@ -217,8 +230,8 @@ def test_a_dialogue_grown_frame_by_frame_and_turns_forgotten(case):
     case.check(found, "evict.logits_shrink", 2e-4)
 
 
-def test_frames_of_several_streams_with_every_pixel_twice_or_once(case):
-    io, model = case.io, case.model
+def test_frames_of_several_streams_with_every_pixel_twice_or_once(one):
+    io, model = one.io, one.model
     count = len(io["stream5.pixel_values"]) // 5
     twice = io["stream5.pixel_values"][: 2 * count].reshape(2, count, 3, 2, -1)
     twice[:, :, :, 1] = twice[:, :, :, 0]
@@ -234,8 +247,8 @@ def test_frames_of_several_streams_with_every_pixel_twice_or_once(case):
         encode(model, once[..., :32], state)
 
 
-def test_bad_grids(case):
-    model, io = case.model, case.io
+def test_bad_grids(one):
+    model, io = one.model, one.io
     pixels = io["stream5.pixel_values"]
     with pytest.raises(ValueError, match="patches, wanted 20 by its grid"):
         model.encode_images(pixels, np.array([[1, 2, 10]]))
