@@ -26,13 +26,17 @@ from streamjax.models.layers import (
     stack,
     unstack,
 )
-from streamjax.models.vlm import Features, Grid, Tokens, VideoLM, host_grid
+from streamjax.models.vlm import Features, Grid, Tokens, VideoLM, host_grid, placed
 from streamjax.ops.attention import full_attention
 from streamjax.ops.patches import interpolate_square_table
 from streamjax.sharding import constrain
 
 QK_NORM_EPS = 1e-6  # whatever layer_norm_eps says
 PROJECTOR_EPS = 1e-5  # torch's default, which no config key carries
+_UNKNOWN = (
+    "image_token_id is unknown, for the folder has no tokenizer with <IMG_CONTEXT>: put it there, "
+    "or set model.config = dataclasses.replace(model.config, image_token_id=...)"
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -306,28 +310,28 @@ class InternVL(VideoLM):
 
     def expand(self, tokens: Any, grid: Grid, **options: Any) -> Int[np.ndarray, "*b l"]:
         if self.config.image_token_id is None:
-            raise ValueError(
-                "image_token_id is unknown: the folder has no tokenizer with <IMG_CONTEXT>; set it "
-                "with model.config = dataclasses.replace(model.config, image_token_id=...)"
-            )
+            raise ValueError(_UNKNOWN)
         return super().expand(tokens, grid, **options)
 
     def embed(self, tokens: Tokens, features: Features = None) -> Float[Array, "b l d"]:
         if self.config.image_token_id is not None or features is None:
             return super().embed(tokens, features)
-        known = jax.tree.map(lambda a: a, self)
-        image = _as_often(tokens, int(np.prod(features.shape[:-1])), self.config.decoder.vocab_size)
-        known.config = dataclasses.replace(self.config, image_token_id=image)
-        return known.embed(tokens, features)
+        tokens = jnp.asarray(tokens, jnp.int32)
+        here = tokens == _as_often(tokens, int(np.prod(features.shape[:-1])))
+        x = self.decoder.lookup(tokens)
+        return jnp.where(here[..., None], placed(features, here, x.dtype), x)
 
 
-def _as_often(tokens: Any, count: int, vocabulary: int) -> Any:
-    """The id that occurs `count` times, -1 for none; of several the highest, because a vocabulary
-    has its special tokens at its end.
+def _as_often(tokens: Int[Array, "b l"], count: int) -> Int[Array, ""]:
+    """The id that occurs `count` times; of several the highest, because a vocabulary has its
+    special tokens at its end. Raises ValueError when none does, where the tokens are known.
     """
-    found = jnp.bincount(jnp.asarray(tokens).reshape(-1), length=vocabulary) == count
-    highest = jnp.max(jnp.where(found, jnp.arange(vocabulary), -1))
-    return highest if isinstance(highest, jax.core.Tracer) else int(highest)
+    flat = jnp.sort(tokens.reshape(-1))
+    first, last = (jnp.searchsorted(flat, flat, side=side) for side in ("left", "right"))
+    found = jnp.max(jnp.where(last - first == count, flat, -1))
+    if not isinstance(found, jax.core.Tracer) and found < 0:
+        raise ValueError(f"no token occurs {count} times, once for each visual token; {_UNKNOWN}")
+    return found
 
 
 # Jitted here, because a scan outside of jit is compiled anew at every call.

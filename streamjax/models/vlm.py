@@ -283,15 +283,15 @@ class VideoLM(nnx.Module):
             return x
         here = self._here(tokens)
         flat = features.tokens if isinstance(features, VisualFeatures) else features
-        return jnp.where(here[..., None], _placed(flat, here, x.dtype), x)
+        return jnp.where(here[..., None], placed(flat, here, x.dtype), x)
 
     def deepstack(self, tokens: Tokens, features: Features) -> Float[Array, "k b l d"] | None:
         """What the decoder's first layers add, zero at text; None for features without any."""
         if not isinstance(features, VisualFeatures):
             return None
         here = self._here(jnp.asarray(tokens, jnp.int32))
-        placed = jax.vmap(lambda rows: _placed(rows, here, self.dtype))(features.deepstack)
-        return jnp.where(here[..., None], placed, 0)
+        levels = jax.vmap(lambda rows: placed(rows, here, self.dtype))(features.deepstack)
+        return jnp.where(here[..., None], levels, 0)
 
     def _here(self, tokens: Int[Array, "b l"]) -> Bool[Array, "b l"]:
         found = [tokens == i for i in self.placeholders]
@@ -316,7 +316,7 @@ def host_grid(grid: Grid) -> np.ndarray:
     return np.asarray(grid).reshape(-1, 3)
 
 
-def _placed(features: Any, here: Any, dtype: Any) -> Any:
+def placed(features: Any, here: Any, dtype: Any) -> Any:
     """The i-th visual token at the i-th placeholder [b l d]; anything elsewhere."""
     by_row = features.ndim == 3
     flat = here if by_row else here.reshape(1, -1)
