@@ -162,7 +162,7 @@ def turn_chunk(
 
 def answer_tokens(tokenizer: Any, answer: str) -> Tokens:
     """An answer's tokens and the `<|im_end|>` after them: the labelled part of a turn."""
-    _check_words(answer, "the answer")
+    check_words(answer, "the answer")
     return _array(_ids(tokenizer, [answer, END]))
 
 
@@ -234,7 +234,7 @@ def _turns(
             content = joined.pop()[1] + content
         joined.append((role, content))
     system = joined.pop(0)[1] if joined and joined[0][0] == "system" else format.system
-    _check_words(system, "the system prompt")
+    check_words(system, "the system prompt")
     turns: list[tuple[str, str | None]] = []
     for i, (role, content) in enumerate(joined):
         wanted = ("user", "assistant")[i % 2]
@@ -244,7 +244,7 @@ def _turns(
             _check_user(content, f"message {i}")
             turns.append((content, None))
             continue
-        _check_words(content, f"message {i}")
+        check_words(content, f"message {i}")
         if shown := _marks(format).search(content):
             raise InputError(f"message {i}: {shown[0]} in an answer; only the user shows images")
         turns[-1] = (turns[-1][0], content)
@@ -285,12 +285,13 @@ def _counts(visual_tokens: Counts, images: int) -> list[int]:
 
 def _placeholders(tokenizer: Any, format: ChatFormat, marks: set[str]) -> dict[str, int]:
     """The id that stands for a visual token, of every mark."""
-    found = {}
+    found: dict[str, int] = {}
     for mark in marks:
         text = format.placeholder if mark == IMAGE else format.video
-        if not isinstance(text, str):
+        if isinstance(text, int):
             found[mark] = text
             continue
+        assert text is not None  # a format without videos has no marks of them
         (ids,) = _ids(tokenizer, [text])
         if len(ids) != 1:
             raise InputError(
@@ -304,10 +305,11 @@ def _placeholders(tokenizer: Any, format: ChatFormat, marks: set[str]) -> dict[s
 def _check_user(text: str, where: str) -> None:
     if not text.strip():
         raise InputError(f"{where}: empty; wanted words, {IMAGE}, or both")
-    _check_words(text, where)
+    check_words(text, where)
 
 
-def _check_words(text: str, where: str) -> None:
+def check_words(text: str, where: str) -> None:
+    """Raises InputError when `text` holds a mark that would end its turn."""
     for mark in (START, END):
         if mark in text:
             raise InputError(f"{where} contains {mark!r}, which would end the turn: remove it")

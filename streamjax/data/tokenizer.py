@@ -71,7 +71,7 @@ def copy_with_states(source: str | Path, folder: str | Path) -> tuple[int, int, 
         line = " ".join(str(error).split())[:200]
         raise InputError(f"{source}: the tokenizer cannot be read: {line}") from error
     tokenizer.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in STATES])
-    ids: dict[str, int] = {s: tokenizer.token_to_id(s) for s in STATES}
+    ids: dict[str, Any] = {s: tokenizer.token_to_id(s) for s in STATES}
 
     # What transformers reads beside it says the same again.
     for name, config in beside.items():

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from streamjax.data.processors import best_pinpoint
 from streamjax.models import streamformer
 from streamjax.models.decoder import DecoderConfig
 from streamjax.models.layers import ACTIVATIONS, Linear, parameter
@@ -267,18 +268,6 @@ def pool(
     if mode == "max":
         return x.max(axis=(3, 5))
     return x.astype(jnp.float32).mean(axis=(3, 5)).astype(x.dtype)
-
-
-def best_pinpoint(size: tuple[int, int], pinpoints: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """The canvas (width, height) that keeps most of a picture's pixels, then wastes least."""
-
-    def merit(canvas):
-        scale = min(canvas[0] / size[0], canvas[1] / size[1])
-        fitted = int(size[0] * scale) * int(size[1] * scale)
-        kept = min(fitted, size[0] * size[1])
-        return kept, kept - canvas[0] * canvas[1]
-
-    return max(pinpoints, key=merit)
 
 
 def padding_of(shape: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:

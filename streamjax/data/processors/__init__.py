@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from streamjax.data.processors import common
+from streamjax.data.processors.anyres import anyres, best_pinpoint
 from streamjax.data.processors.internvl import InternVLImageProcessor, tile_layout
 from streamjax.data.processors.qwen import QwenImageProcessor, smart_resize
 from streamjax.data.processors.square import ImageProcessor
@@ -21,6 +22,8 @@ __all__ = [
     "InternVLImageProcessor",
     "Processor",
     "QwenImageProcessor",
+    "anyres",
+    "best_pinpoint",
     "read_processor",
     "smart_resize",
     "tile_layout",
@@ -51,13 +54,13 @@ def read_processor(folder: str | os.PathLike) -> Processor | None:
     kind = str(config.get("image_processor_type", ""))
     if kind.startswith("Qwen"):
         return QwenImageProcessor.from_config(config, path)
-    if kind.startswith(("GotOcr2", "InternVL")):
-        return InternVLImageProcessor.from_config(config, path)
-    if (folder / "config.json").is_file() and "feature_extractor_type" in config:
-        model = common.read_json(folder / "config.json")
-        if str(model.get("model_type")).startswith("internvl"):
-            return InternVLImageProcessor.from_config(config, path, model)
-    return ImageProcessor.from_config(config, path)
+    # LLaVA's tower has a config of its own, beside the language model's.
+    files = [folder / name for name in ("vision_tower_config.json", "config.json")]
+    model = next((common.read_json(file) for file in files if file.is_file()), {})
+    original = "feature_extractor_type" in config and "internvl" in str(model.get("model_type"))
+    if kind.startswith(("GotOcr2", "InternVL")) or original:
+        return InternVLImageProcessor.from_config(config, path, model)
+    return ImageProcessor.from_config(config, path, model)
 
 
 @dataclass(frozen=True)
@@ -67,10 +70,12 @@ class Assets:
     tokenizer: folder that holds the tokenizer's files, or None.
     processor: how frames become the tower's input, or None.
     chat_template: the folder's Jinja template, or None.
+    origin: what the folder's README.md says of licence and ancestry (weights/card.py), or None.
     extras: whatever else the folder's loader keeps for saving it back; opaque here.
     """
 
     tokenizer: str | None = None
     processor: Processor | None = None
     chat_template: str | None = None
+    origin: str | None = None
     extras: Any = None

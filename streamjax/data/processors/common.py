@@ -123,6 +123,16 @@ def read_whole(config: Mapping[str, Any], key: str, default: int, path: Path) ->
     return value
 
 
+def read_patch(config: Mapping[str, Any], model: Mapping[str, Any], default: int) -> int:
+    """The side of a tower's patches: of the processor's config, or of the model's."""
+    for told in (config, model, model.get("vision_config") or {}):
+        side = told.get("patch_size")
+        side = side[0] if isinstance(side, list | tuple) and side else side
+        if isinstance(side, int) and side > 0:
+            return side
+    return default
+
+
 def keep(config: Mapping[str, Any], understood: tuple[str, ...]) -> Extras:
     """The keys that are not understood, hashable."""
     return tuple((k, json.dumps(v)) for k, v in config.items() if k not in understood)

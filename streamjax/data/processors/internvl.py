@@ -136,11 +136,12 @@ class InternVLImageProcessor:
         """From the content of a preprocessor_config.json; `path` is named in errors.
 
         `crop_to_patches` is ignored as transformers' InternVLProcessor does, which always cuts.
-        model: config.json of an original (OpenGVLab) folder, which has the number of tiles, while
-        its preprocessor_config.json is a CLIP's. InputError: a value that is none.
+        model: config.json, which knows the tower's patches; that of an original (OpenGVLab) folder
+        also the number of tiles, its preprocessor_config.json being a CLIP's. InputError: a value
+        that is none.
         """
         known = ("size", "image_mean", "image_std", "resample", "min_patches", "max_patches",
-                 "patch_size", "crop_size", "do_center_crop", "feature_extractor_type")  # fmt: skip
+                 "crop_size", "do_center_crop", "feature_extractor_type")  # fmt: skip
         model = model or {}
         tiles = {
             "min_patches": config.get("min_patches", model.get("min_dynamic_patch", 1)),
@@ -155,7 +156,7 @@ class InternVLImageProcessor:
             ),
             common.read_whole(tiles, "min_patches", 1, path),
             common.read_whole(tiles, "max_patches", 12, path),
-            common.read_whole(config, "patch_size", 14, path),
+            common.read_patch(config, model, 14),
             extras=common.keep(config, known),
             **common.read_normalisation(config, path, common.IMAGENET_MEAN, common.IMAGENET_STD),
         )
@@ -171,5 +172,4 @@ class InternVLImageProcessor:
             "min_patches": self.min_tiles,
             "max_patches": self.max_tiles,
         }
-        config |= {} if self.patch == 14 else {"patch_size": self.patch}
         common.write_json(folder, config)

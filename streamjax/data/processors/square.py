@@ -20,7 +20,8 @@ class ImageProcessor:
     size: (height, width) in pixels; the aspect ratio is not kept, as SigLIP and StreamFormer do.
     resample: Pillow's number of the filter (3 is bicubic, with antialias as Pillow has it).
     mean, std: per RGB channel, of values in 0..1.
-    patch: side of the tower's patches in pixels, in which the grid of a frame is counted.
+    patch: side of the tower's patches in pixels, in which the grid of a frame is counted; not of
+    preprocessor_config.json, but of the model.
     extras: other keys of the config it was read from, kept so that writing loses none.
     """
 
@@ -78,11 +79,16 @@ class ImageProcessor:
         return cls.from_config(common.read_json(path), path) if path.is_file() else None
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], path: Path) -> "ImageProcessor":
-        """The same from the file's content; `path` is named in errors."""
-        known = ("size", "crop_size", "resample", "image_mean", "image_std", "patch_size")
+    def from_config(
+        cls, config: Mapping[str, Any], path: Path, model: Mapping[str, Any] | None = None
+    ) -> "ImageProcessor":
+        """The same from the file's content; `path` is named in errors.
+
+        model: the tower's config.json, which knows its patches.
+        """
+        known = ("size", "crop_size", "resample", "image_mean", "image_std")
         normal = common.read_normalisation(config, path, common.HALF, common.HALF)
-        patch = common.read_whole(config, "patch_size", 16, path)
+        patch = common.read_patch(config, model or {}, 16)
         return cls(_size(config, path), patch=patch, extras=common.keep(config, known), **normal)
 
     def to_folder(self, folder: str | os.PathLike) -> None:
@@ -91,7 +97,6 @@ class ImageProcessor:
             "SiglipImageProcessor", self.extras, self.resample, self.mean, self.std
         )
         config["size"] = {"height": self.size[0], "width": self.size[1]}
-        config |= {} if self.patch == 16 else {"patch_size": self.patch}
         common.write_json(folder, config)
 
 

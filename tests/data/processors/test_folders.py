@@ -125,6 +125,26 @@ def test_other_places(tmp_path):
     assert read_processor(tmp_path) is None
 
 
+def test_the_model_knows_its_patches(tmp_path):
+    folder_with(tmp_path, {"size": 64})
+    for model, wanted in [
+        ({}, 16),
+        ({"patch_size": 8}, 8),
+        ({"vision_config": {"patch_size": [4, 4]}}, 4),
+    ]:
+        found = read_processor(folder_with(tmp_path, model, "config.json"))
+        assert isinstance(found, ImageProcessor) and found.patch == wanted
+    found = read_processor(folder_with(tmp_path, {"patch_size": 32}, "vision_tower_config.json"))
+    assert found is not None and found.patch == 32
+    folder_with(tmp_path, INTERNVL)
+    (tmp_path / "vision_tower_config.json").unlink()
+    found = read_processor(tmp_path)
+    assert isinstance(found, InternVLImageProcessor) and found.patch == 4
+    # It is the model's: the processor's file does not repeat it.
+    found.to_folder(tmp_path)
+    assert "patch_size" not in json.loads((tmp_path / "preprocessor_config.json").read_text())
+
+
 def test_an_original_internvl_folder_is_known_by_its_model(tmp_path):
     folder_with(tmp_path, OPENGVLAB)
     folder_with(tmp_path, {"model_type": "internvl_chat", "max_dynamic_patch": 6}, "config.json")
