@@ -25,7 +25,7 @@ from streamjax.models.llava_streamformer import (
 )
 from streamjax.models.streamformer import StreamFormer, StreamFormerConfig
 from streamjax.ops.linear import linear
-from streamjax.stream import FeatureStream, Session
+from streamjax.stream import FeatureStream, Stream
 
 # Towers and language models by size; "base" is StreamFormer's own, and a decoder of 8 layers.
 TOWERS = {
@@ -79,12 +79,13 @@ def bench_stream(size: str, dtype: Any, window: int, frames: int) -> Row:
     """An assistant's silent turn, tower and decoder, with a full window of `window` turns."""
     config = LlavaStreamFormerConfig(tower=TOWERS[size], decoder=DECODERS[size])
     model = _random(lambda: LlavaStreamFormer(config, rngs=nnx.Rngs(0), dtype=dtype), dtype)
-    stream = Session(model, window=window, state_ids=(1, 2, 3), end_id=4, max_new_tokens=1)
+    stream = Stream(model, window=window, state_ids=(1, 2, 3), end_id=4, max_new_tokens=1)
     frame = _noise(config.tower.image_size)
     chunk = np.asarray([5] * (TEXT // 2) + [PLACEHOLDER] + [5] * (TEXT // 2), np.int32)
     for _ in range(window + 2):
         stream.push(frame, chunk)
-    folded = stream._model
+    engine = stream._batch._engine
+    folded = engine._model
     side = config.tower.image_size // config.tower.patch_size
     (visual,) = folded.visual_tokens([(1, side, side)])
     products = _tower_products(folded.tower)
@@ -95,9 +96,9 @@ def bench_stream(size: str, dtype: Any, window: int, frames: int) -> Row:
         frames, lambda: stream.push(frame, chunk).latency["decide"], products, dtype
     )
     # Only the tokens that are remembered have to be read, however large the ring is.
-    cache = stream._cache
+    cache = engine.cache
     share = int(cache.length[0]) / cache.positions.shape[-1]
-    held = share * _bytes_of((cache.k, cache.v)) + _bytes_of(stream._tower_cache)
+    held = share * _bytes_of((cache.k, cache.v)) + _bytes_of(engine.frames)
     return Row(window, *measured, held / read_bandwidth())
 
 

@@ -224,6 +224,50 @@ def evict(cache: KVCache, start: Any, stop: Any, theta: float) -> KVCache:
     return KVCache(k, v, positions, zero, zero, left, cache.next - span, zero, room)
 
 
+def cut(cache: KVCache, start: Any, stop: Any, theta: float) -> KVCache:
+    """Forgets the tokens start <= number < stop of the ring; the later ones move up behind `start`.
+
+    start, stop: int32 [b], running numbers at text, first <= start <= stop <= end. The sink stays.
+    One pass over the ring, and the later keys are rotated once more: for a question withdrawn, not
+    for every turn.
+    """
+    slot = jnp.arange(cache.ring)
+    span = _ring_position(cache, stop) - _ring_position(cache, start)
+    count = stop - start
+    end = cache.end - count
+    number = (end[:, None] - 1) - (end[:, None] - 1 - slot) % cache.ring  # what a slot will hold
+    later = number >= start[:, None]
+    source = jnp.where(later, number + count[:, None], number) % cache.ring
+    # Slots in front of `first` hold nothing; what is gathered there is never seen.
+    slots = cache.sink_slots + source
+    back = jnp.where(later, -span[:, None], 0)
+    cos, sin = rope_table(back, _head_dim(cache), theta)
+    room = cache.sink_slots
+    k = _each_layer(lambda a: a.at[:, :, room:].set(rotate(_take(a, slots), cos, sin)), cache.k)
+    v = _each_layer(lambda a: a.at[:, :, room:].set(_take(a, slots)), cache.v)
+    moved = jnp.take_along_axis(cache.positions, slots, axis=1) + back
+    positions = cache.positions.at[:, room:].set(moved)
+    return dataclasses.replace(
+        cache, k=k, v=v, positions=positions, end=end, next=cache.next - span
+    )
+
+
+def clear(cache: KVCache, rows: Bool[Array, " b"]) -> KVCache:
+    """Makes the chosen rows empty again; what their slots hold is never seen and written over."""
+    counters = {
+        name: jnp.where(rows, 0, getattr(cache, name))
+        for name in ("sink", "first", "end", "next", "shift")
+    }
+    return dataclasses.replace(cache, **counters)
+
+
+def _ring_position(cache: KVCache, number: Int[Array, " b"]) -> Int[Array, " b"]:
+    """The position, in the ring's numbering, of the token with this number, or of the next one."""
+    slot = cache.sink_slots + number % cache.ring
+    held = jnp.take_along_axis(cache.positions, slot[:, None], axis=1)[:, 0]
+    return jnp.where(number < cache.end, held, cache.next + cache.shift)
+
+
 def _visible(cache: KVCache, numbers: Int[Array, "b l"]) -> Bool[Array, "b l s"]:
     """Which slots a token of each running number sees, in a cache that holds it already."""
     slot = jnp.arange(cache.ring)

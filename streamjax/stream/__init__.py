@@ -3,12 +3,24 @@
 from collections.abc import Sequence
 from typing import Any
 
-from streamjax.models.llava_streamformer import LlavaStreamFormer
 from streamjax.models.streamformer import StreamFormer
+from streamjax.models.vlm import VideoLM
+from streamjax.stream.decisions import Thresholds, redecide
 from streamjax.stream.features import Features, FeatureStream
-from streamjax.stream.session import Session, Turn
+from streamjax.stream.sampling import Sampling
+from streamjax.stream.session import Batch, Session, Turn
 
-__all__ = ["FeatureStream", "Features", "Session", "Stream", "Turn"]
+__all__ = [
+    "Batch",
+    "FeatureStream",
+    "Features",
+    "Sampling",
+    "Session",
+    "Stream",
+    "Thresholds",
+    "Turn",
+    "redecide",
+]
 
 
 def Stream(
@@ -17,28 +29,45 @@ def Stream(
     window: int | None = None,
     tower_window: int | None = None,
     tokenizer: Any = None,
+    policy: str = "session",
+    every: int = 1,
     fps: float | int = 1.0,
     system: str | None = None,
     max_new_tokens: int = 128,
     capacity: int | None = None,
+    sampling: Sampling | None = None,
+    thresholds: Thresholds | None = None,
     state_ids: Sequence[int] | None = None,
     end_id: int | None = None,
 ) -> Any:
     """A stream on a model: a FeatureStream for a StreamFormer, a Session for an assistant.
 
-    window: turns that the language model remembers, the current one included (default: 120, or as
-    many as fit its max_position_embeddings). tower_window: frames that the tower's temporal
-    attention sees (default: its num_frames). tokenizer: the object; default is the folder's own.
-    The others are Session's. Raises ValueError for a model that cannot stream.
+    tower_window: frames that a StreamFormer tower's temporal attention sees (default: its
+    num_frames). For an assistant:
+
+    policy: what it remembers. `session` keeps keys and values of the last `window` turns, the
+    current one included (default 120), the system prompt and the questions; `full` keeps everything
+    up to `capacity`; `refill` reads the last `window` turns again every `every` turns, as Streamo
+    does at each; `recent` reads the questions and the last `window` frames at every turn, without
+    past answers. tokenizer: the object; default is the folder's own. fps: turns a second, for the
+    time tags. system: the system prompt; None takes the tokenizer's `system_prompt` entry, or
+    Streamo's own. max_new_tokens: of one answer. capacity: tokens remembered (default: enough for
+    the window with 48 tokens of text a turn; for `full` the model's max_position_embeddings); a
+    turn is forgotten early when its room is needed. sampling: how words are chosen (default:
+    greedily). thresholds: when to speak (default: the likeliest state). state_ids, end_id: for
+    token chunks, when there is no tokenizer.
+
+    Raises ValueError for a model that cannot stream and for settings that cannot work.
     """
     if isinstance(model, StreamFormer):
         return FeatureStream(model, window=tower_window)
-    if not isinstance(model, LlavaStreamFormer):
+    if not isinstance(model, VideoLM):
         raise ValueError(
-            f"cannot stream a {type(model).__name__}, wanted a StreamFormer or LlavaStreamFormer"
+            f"cannot stream a {type(model).__name__}, wanted a StreamFormer or a video LLM"
         )
-    return Session(
-        model, window=window, tower_window=tower_window, tokenizer=tokenizer, fps=fps,
-        system=system, max_new_tokens=max_new_tokens, capacity=capacity, state_ids=state_ids,
-        end_id=end_id,
+    batch = Batch(
+        model, slots=1, policy=policy, window=window, every=every, tower_window=tower_window,
+        tokenizer=tokenizer, max_new_tokens=max_new_tokens, capacity=capacity,
+        state_ids=state_ids, end_id=end_id,
     )  # fmt: skip
+    return batch.join(system=system, fps=fps, sampling=sampling, thresholds=thresholds)

@@ -44,7 +44,7 @@ class FeatureStream:
         Raises ValueError for a frame of another shape, or of another size than the frames before.
         """
         begin = time.perf_counter()
-        pixels = self._frames(frame)[None, None]
+        pixels = self._frames(frame)[0][None, None]
         if self._cache is None:
             height, width = pixels.shape[2:4]
             self._cache = self._model.init_cache(
@@ -62,29 +62,41 @@ class FeatureStream:
 
 
 class FrameReader:
-    """Turns what a camera or a caller gives into the tower's input [h w 3] float32."""
+    """Turns what a camera or a caller gives into a tower's input, all of one size."""
 
     def __init__(self, model: Any):
-        config = getattr(model.config, "tower", model.config)
-        side = config.image_size
+        config = model.config
+        tower = getattr(config, "tower", config)
         processor = None if model.assets is None else model.assets.processor
-        self.processor = processor or ImageProcessor(size=(side, side))
-        self._size: tuple[int, ...] | None = None
+        if processor is None and hasattr(tower, "image_size"):
+            side = tower.image_size
+            processor = ImageProcessor(size=(side, side))
+        if isinstance(processor, ImageProcessor):
+            processor = dataclasses.replace(processor, patch=tower.patch_size)
+        self.processor = processor
+        self._grid: Any = None
 
-    def __call__(self, frame: np.ndarray) -> np.ndarray:
-        frame = np.asarray(frame)
-        if frame.ndim != 3 or frame.shape[2] != 3:
-            raise ValueError(f"frame has shape {list(frame.shape)}, wanted [height, width, 3]")
-        if frame.dtype == np.uint8:
-            pixels = self.processor(frame[None])[0]
-        elif np.issubdtype(frame.dtype, np.floating):
-            pixels = frame.astype(np.float32)
-        else:
-            raise ValueError(f"frame has dtype {frame.dtype}, wanted uint8, or normalised floats")
-        if self._size is None:
-            self._size = pixels.shape
-        if pixels.shape != self._size:
+    def __call__(self, frame: Any) -> tuple[Any, Any]:
+        """(pixels, grid row) of one frame; a pair of them passes through.
+
+        Raises ValueError for what is no picture, and for another size than the frames' before.
+        """
+        if isinstance(frame, tuple):
+            pixels, row = frame
+            grid = tuple(int(n) for n in np.asarray(row).reshape(3))
+            pixels = np.asarray(pixels)
+        elif self.processor is None:
             raise ValueError(
-                f"frame is {list(pixels.shape)} after {list(self._size)}: one stream has one size"
+                "the model's folder has no preprocessor_config.json: give push() pairs of (pixels, "
+                "grid row), or set model.assets"
             )
-        return pixels
+        else:
+            pixels, grid = self.processor.frame(frame)
+        if self._grid is None:
+            self._grid = grid
+        if grid != self._grid:
+            raise ValueError(
+                f"frame has {grid[1]}x{grid[2]} patches after {self._grid[1]}x{self._grid[2]}: one "
+                "stream has one size"
+            )
+        return pixels, grid

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from streamjax.ops import cache as kv
+from streamjax.stream.sampling import pick
 
 
 class Form:
@@ -50,66 +51,111 @@ def prepare(
     return _FORMS.setdefault(key, Form(*key)), leaves, folded
 
 
-@functools.partial(jax.jit, static_argnames="form", donate_argnames=("cache", "tower_cache"))
-def turn(form: Form, leaves, frame, tokens, length, drop, cache, tower_cache):
-    """One turn: the frame through the tower, the chunk through the language model.
+@functools.partial(jax.jit, static_argnames="form", donate_argnames=("cache", "frames"))
+def turn(form: Form, leaves, pixels, tokens, offsets, length, drop, cache, frames):
+    """One turn of n streams: their frames through the tower, their chunks through the decoder.
 
-    frame [1 h w 3]; tokens [1 l], of which `length` [1] are real; drop [1]: tokens that the ring
-    forgets first. Returns the probabilities of the states, among themselves, and the caches.
+    pixels: one frame for each. tokens [n l], of which `length` [n] are real (0: the row sits out),
+    at `offsets` [n l] or [3 n l] from its next position. drop [n]: tokens that the ring forgets
+    first. frames: the tower's state. Returns the probabilities of the states among themselves
+    [n 3], the frames' visual tokens, the cache and the tower's state.
     """
     model = form.model(leaves)
-    features, tower_cache = model.encode_frame(frame, tower_cache)
-    cache = kv.slide(cache, drop, None, model.config.decoder.rope_theta)
-    x = model.embed(tokens, features)
-    hidden, cache = model.decoder.extend(x, cache, lengths=length)
-    last = jnp.take_along_axis(hidden, (length - 1)[:, None, None], axis=1)
-    logits = model.decoder.logits(last)[0, 0]
-    states = logits[jnp.asarray(form.state_ids)].astype(jnp.float32)
-    return jax.nn.softmax(states), cache, tower_cache
+    before = getattr(frames, "seen", None)
+    features, frames = model.encode_frame(pixels, frames)
+    if before is not None:  # a tower that remembers: rows that sit out have not seen this frame
+        frames = dataclasses.replace(frames, seen=jnp.where(length > 0, frames.seen, before))
+    hidden, cache = _extend(model, tokens, offsets, length, drop, features, cache)
+    last = jnp.take_along_axis(hidden, jnp.maximum(length - 1, 0)[:, None, None], axis=1)
+    logits = model.decoder.logits(last)[:, 0]
+    states = logits[:, jnp.asarray(form.state_ids)].astype(jnp.float32)
+    return jax.nn.softmax(states), features, cache, frames
 
 
 @functools.partial(jax.jit, static_argnames="form", donate_argnames="cache")
-def read(form: Form, leaves, tokens, length, drop, cache):
-    """Text alone into the cache: the part of a long prompt that stands before the frame."""
-    model = form.model(leaves)
-    cache = kv.slide(cache, drop, None, model.config.decoder.rope_theta)
-    _, cache = model.decoder.extend(model.embed(tokens), cache, lengths=length)
+def read(form: Form, leaves, tokens, offsets, length, drop, features, cache):
+    """More of the past into the cache: text, and frames seen before as their visual tokens.
+
+    features: of the chunk's placeholders, [n m d] with room behind, or None for text alone.
+    """
+    _, cache = _extend(form.model(leaves), tokens, offsets, length, drop, features, cache)
     return cache
 
 
-@functools.partial(jax.jit, static_argnames=("form", "limit"), donate_argnames="cache")
-def speak(form: Form, leaves, first, cache, limit: int):
-    """Greedy words after the token `first`, until a stop id or `limit` tokens.
+def _extend(model, tokens, offsets, length, drop, features, cache):
+    cache = kv.slide(cache, drop, None, model.config.decoder.rope_theta)
+    positions = cache.next[:, None] + offsets
+    x = model.embed(tokens, features)
+    deep = model.deepstack(tokens, features)
+    return model.decoder.extend(x, cache, lengths=length, positions=positions, deepstack=deep)
 
-    Returns the tokens [limit], how many of them count, and the cache, which holds `first` and all
-    of them but the last one when `limit` cut the answer.
+
+@functools.partial(jax.jit, static_argnames=("form", "limit"), donate_argnames="cache")
+def speak(form: Form, leaves, first, active, cache, knobs, limit: int):
+    """Words of n streams after the token `first` [n], until a stop id or `limit` tokens each.
+
+    active bool [n]: the rows that speak. knobs: how words are drawn (stream/sampling.py), None for
+    the likeliest. Returns the tokens [n limit], how many of them count [n], and the cache, which
+    holds `first` and all of them but the last one where `limit` cut the answer.
     """
     model = form.model(leaves)
     stops = jnp.asarray(form.stop_ids)
+    rows = jnp.arange(len(first))
 
     def going(carry):
-        count, _, _, done, _ = carry
-        return (count < limit) & ~done
+        _, done, *_ = carry
+        return ~jnp.all(done)
 
     def step(carry):
-        count, token, words, _, cache = carry
-        hidden, cache = model.decoder.extend(model.embed(token[None, None]), cache)
-        token = jnp.argmax(model.decoder.logits(hidden)[0, 0]).astype(jnp.int32)
-        done = jnp.any(token == stops)
-        words = words.at[count].set(token, mode="drop")
-        return count + ~done, token, words, done, cache
+        i, done, token, words, count, said, cache = carry
+        hidden, cache = model.decoder.extend(
+            model.embed(token[:, None]), cache, lengths=(~done).astype(jnp.int32)
+        )
+        logits = model.decoder.logits(hidden)[:, 0]
+        if knobs is None:
+            token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        else:
+            token = pick(logits, said, knobs, i)
+            said = said.at[rows, token].set(True)
+        stopped = jnp.any(token[:, None] == stops, axis=-1)
+        going_on = ~done & ~stopped
+        words = words.at[:, i].set(jnp.where(going_on, token, 0), mode="drop")
+        count = count + going_on
+        done = done | stopped | (count >= limit)
+        return i + 1, done, token, words, count, said, cache
 
-    zero, words = jnp.int32(0), jnp.zeros((limit,), jnp.int32)
-    count, _, words, _, cache = jax.lax.while_loop(
-        going, step, (zero, first, words, jnp.bool_(False), cache)
-    )
+    n = len(first)
+    words, count = jnp.zeros((n, limit), jnp.int32), jnp.zeros((n,), jnp.int32)
+    said = jnp.zeros((n, 0 if knobs is None else model.config.decoder.vocab_size), bool)
+    start = (jnp.int32(0), ~active, first, words, count, said, cache)
+    _, _, _, words, count, _, cache = jax.lax.while_loop(going, step, start)
     return words, count, cache
 
 
 @functools.partial(jax.jit, static_argnames="form", donate_argnames="cache")
 def pin(form: Form, leaves, keep, drop, cache):
-    """Makes `keep` [1 sink] the sink's content, and forgets the `drop` [1] oldest of the ring."""
+    """Makes `keep` [n sink] the sinks' content, and forgets the `drop` [n] oldest of the rings."""
     return kv.slide(cache, drop, keep, form.model(leaves).config.decoder.rope_theta)
+
+
+@functools.partial(jax.jit, static_argnames="form", donate_argnames="cache")
+def cut(form: Form, leaves, start, stop, cache):
+    """Forgets the tokens start <= number < stop [n] of the rings."""
+    return kv.cut(cache, start, stop, form.model(leaves).config.decoder.rope_theta)
+
+
+@functools.partial(jax.jit, donate_argnames=("cache", "frames"))
+def clear(rows, cache, frames):
+    """Empties the chosen rows [n]: the cache, and what the tower remembers."""
+    if hasattr(frames, "seen"):
+        frames = dataclasses.replace(frames, seen=jnp.where(rows, 0, frames.seen))
+    return kv.clear(cache, rows), frames
+
+
+@functools.partial(jax.jit, donate_argnames="cache")
+def forget_all(rows, cache):
+    """Empties the chosen rows [n] of the cache alone, to be read anew."""
+    return kv.clear(cache, rows)
 
 
 @functools.partial(jax.jit, static_argnames="form", donate_argnames="cache")

@@ -1,15 +1,8 @@
-"""A streaming assistant: one turn per frame, constant memory, a fixed number of programs.
+"""Streaming assistants: one turn per frame, constant memory, a fixed number of programs.
 
-Layout of the dialogue: Streamo's ChatML, by data/chat.py. The policy is `session` (DESIGN: what a
-stream keeps): the last `window` turns, and before them a sink that stays, which is the system
-prompt, the first turn's header and question, and the questions of turns since forgotten. A turn is
-forgotten from the user's words on up to the next turn's user's words, so that what the model sees
-is word for word the windowed dialogue that Streamo re-encodes:
-
-    system | user header, question(s) | <5s-6s> frame ... answer | user header, <6s-7s> frame ...
-
-Keys and values are kept, not re-encoded: a stream equals attention restricted to the retained
-tokens with contiguous positions; while nothing has been forgotten, the forward over the transcript.
+`Session` is one stream; `Batch` is many on one model, in one compiled step. What a stream remembers
+is its policy's (stream/book.py); a stream equals the forward that the policy names, and while
+nothing has been forgotten, the forward over the transcript.
 
 Silence and Standby cost one forward: the decided token rides with the next turn's chunk.
 """
@@ -17,24 +10,22 @@ Silence and Standby cost one forward: the decided token rides with the next turn
 import dataclasses
 import functools
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
-
 from streamjax.data import chat
-from streamjax.data.dialogue import DEFAULT_SYSTEM_PROMPT, RESPONSE, STATES, user_content
+from streamjax.data.dialogue import DEFAULT_SYSTEM_PROMPT, RESPONSE, STATES
 from streamjax.data.tokenizer import load_tokenizer
+from streamjax.models.internvl import InternVL
 from streamjax.models.llava_streamformer import PLACEHOLDER, LlavaStreamFormer
-from streamjax.stream import program
+from streamjax.models.vlm import VideoLM
+from streamjax.stream.book import Book, Policy
+from streamjax.stream.decisions import Decider, Thresholds
+from streamjax.stream.engine import Engine, features_of
 from streamjax.stream.features import FrameReader
+from streamjax.stream.sampling import Sampling, knobs_of
 
-WINDOW = 120  # turns: Streamo's own max_rounds
-TEXT_BUCKETS = (8, 32, 64, 128, 256, 512)  # text tokens of a chunk, padded to one of these
-RINGS = (512, 2048, 8192)  # slots a cache grows through on its way to its capacity
-REBASE_AT = 100_000  # positions; specs/performance.md section 2
+TEXT = 48  # tokens of a turn besides its frame, on average, that a window has room for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +35,7 @@ class Turn:
     time: seconds of the stream. state: one of data.dialogue.STATES. probabilities: of the three
     states among themselves, in that order. text: what it said, empty unless it responded. tokens:
     the answer as generated, state included. latency in seconds: `prepare` (the frame and the text),
-    `decide` (tower, projector and language model, one program), `speak` (the words), `total`.
+    `decide` (tower and language model, one program), `speak` (the words), `total`.
     """
 
     index: int
@@ -56,43 +47,34 @@ class Turn:
     tokens: tuple[int, ...]
 
 
-@dataclasses.dataclass
-class _Span:
-    """A turn in the cache, by running numbers of its tokens: from its user's words to `stop`, the
-    next turn's; `keep` of them, from `start` on, outlive it."""
+class Batch:
+    """Up to `slots` assistants on one model: `join()` gives a Session, `push` takes their frames.
 
-    start: int
-    keep: int
-    stop: int = -1
-
-
-class Session:
-    """An assistant that watches: `ask(text)`, and `push(frame)` -> Turn.
-
-    window, tower_window, tokenizer: see `sj.Stream`. system: the system prompt; None takes the
-    tokenizer's `system_prompt` entry, or Streamo's own. fps: turns a second, for the time tags.
-    max_new_tokens: of one answer. capacity: tokens of the window (default: enough for `window`
-    turns with 48 tokens of text each); a turn is forgotten early when its room is needed.
-    state_ids, end_id: for token chunks, when there is no tokenizer.
-
-    Raises ValueError for a window below 2 turns, a system prompt too long for the capacity, and
+    Streams join and leave at any time and nothing is compiled for it; each equals the same stream
+    alone. All frames have one size. policy, window, every: see `sj.Stream`; so are the others,
+    which hold for every stream of the batch. Raises ValueError for settings that cannot work, and
     when there is neither a tokenizer nor state_ids and end_id.
     """
 
     def __init__(
         self,
-        model: LlavaStreamFormer,
+        model: VideoLM,
         *,
+        slots: int,
+        policy: str = "session",
         window: int | None = None,
+        every: int = 1,
         tower_window: int | None = None,
         tokenizer: Any = None,
-        fps: float | int = 1.0,
-        system: str | None = None,
         max_new_tokens: int = 128,
         capacity: int | None = None,
         state_ids: Sequence[int] | None = None,
         end_id: int | None = None,
     ):
+        if not isinstance(model, VideoLM):
+            raise ValueError(f"cannot stream a {type(model).__name__}, wanted a video LLM")
+        if slots < 1:
+            raise ValueError(f"slots is {slots}, wanted at least 1")
         if tokenizer is None and model.assets.tokenizer is not None and state_ids is None:
             tokenizer = _tokenizer_of(model.assets.tokenizer)
         if tokenizer is None and (state_ids is None or end_id is None):
@@ -100,251 +82,228 @@ class Session:
                 "the model has no tokenizer: pass tokenizer=, or state_ids= and end_id= and give "
                 "push() token chunks"
             )
-        self.tokenizer, self.fps, self.max_new_tokens = tokenizer, fps, max_new_tokens
-        self._frames = FrameReader(model)
+        self.policy = Policy(policy, every=every, **({} if window is None else {"window": window}))
+        self.slots, self.tokenizer, self.max_new_tokens = slots, tokenizer, max_new_tokens
+        self.format = _format_of(model)
         stops: tuple[int, ...] = () if end_id is None else (end_id,)
-        opening: Any = ()
         if tokenizer is not None:
-            if system is None:
-                settings = getattr(tokenizer, "init_kwargs", {})
-                system = settings.get("system_prompt", DEFAULT_SYSTEM_PROMPT)
             state_ids = chat.state_ids(tokenizer)
             stops = (chat.end_id(tokenizer),)
             if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in stops:
                 stops = (*stops, tokenizer.pad_token_id)  # `<|endoftext|>` ends an answer too
-            opening = chat.opening(tokenizer, system).tolist()
-        self._state_ids, self._close = tuple(state_ids or ()), stops[0]
-        self._form, self._leaves, self._model = program.prepare(
-            model, type(model).fold, self._state_ids, stops
-        )
-        self._pending: list[int] = list(opening)  # known, not yet in the cache
-        self._header: list[int] = []  # what stands between an answer and the user's words
-        self._first_header = False
-        if tokenizer is not None:
-            self._first_header = not opening  # nothing before it, and no line to end
-            self._header = self._ids(f"\n{chat.START}user\n")
-        self._questions: list[tuple[float, str]] = []
-        self._spans: deque[_Span] = deque()
-        self._sunk_head = 0  # tokens of the sink that are never forgotten
-        self._sunk: list[int] = []  # lengths of the questions in the sink, behind the head
-        # Running numbers in the ring, as the cache counts them: first <= number < end. Keys are
-        # rotated for their number minus `base`.
-        self._first = self._end = self._base = 0
-        self._index = 0
-        self._tower_window = tower_window or model.config.tower.num_frames
-        # Where they are None, the first frame decides.
-        self._window: Any = window
-        self._capacity: Any = capacity
-        self._cache: Any = None
-        self._tower_cache: Any = None
-        # Room for the system prompt and some questions.
-        self._sink_slots = -(-(len(self._pending) + 128) // 64) * 64
+        self.state_ids, self.stop_ids = tuple(state_ids or ()), stops
+        self._model, self._capacity, self._tower_window = model, capacity, tower_window
+        self._frames = FrameReader(model)
+        self._engine: Any = None  # made with the first frame, whose size decides
+        self._sessions: dict[int, Session] = {}
 
-    def ask(self, text: str, at: float | int | None = None) -> None:
-        """Puts a question with the next frame, or with the first one at or after `at` seconds."""
-        if self.tokenizer is None:
-            raise ValueError("no tokenizer: put the question's tokens into push(frame, tokens=...)")
-        self._questions.append((-1.0 if at is None else float(at), text))
+    def join(
+        self,
+        *,
+        system: str | None = None,
+        fps: float | int = 1.0,
+        sampling: Sampling | None = None,
+        thresholds: Thresholds | None = None,
+    ) -> "Session":
+        """A new stream in a free slot; see `sj.Stream`. Raises ValueError when all are taken."""
+        free = [row for row in range(self.slots) if row not in self._sessions]
+        if not free:
+            raise ValueError(f"all {self.slots} slots are taken: a stream has to leave first")
+        if fps <= 0:
+            raise ValueError(f"fps is {fps}, wanted a positive number")
+        settings = getattr(self.tokenizer, "init_kwargs", {})
+        if system is None:
+            system = settings.get("system_prompt", DEFAULT_SYSTEM_PROMPT)
+        book = Book(
+            self.policy, tokenizer=self.tokenizer, format=self.format, system=system,
+            close=self.stop_ids[0], fps=fps,
+        )  # fmt: skip
+        session = Session(self, free[0], book, sampling or Sampling(), Decider(thresholds))
+        self._sessions[free[0]] = session
+        if self._engine is not None:
+            self._engine.clear(free[0])
+        return session
 
-    def push(self, frame: np.ndarray, tokens: Any = None, *, keep: int = 0) -> Turn:
-        """Watches one more frame and decides.
+    def push(
+        self,
+        frames: Mapping["Session", Any],
+        tokens: Mapping["Session", Any] | None = None,
+        keep: Mapping["Session", int] | None = None,
+    ) -> dict["Session", Turn]:
+        """The next turn of the given streams; the others wait.
 
-        frame: uint8 RGB [h w 3], or float [h w 3] normalised already. tokens: the turn's chunk, in
-        place of what the chat layout makes: ints [l] with -200 once for the frame (or once per
-        visual token), without the answer before it; `keep` of them, the first ones, outlive the
-        turn. Raises ValueError for a frame of another shape, and a chunk longer than the cache.
+        frames, tokens and keep: see Session.push. Raises ValueError for a stream that is closed or
+        of another batch, and whatever Session.push raises.
         """
+        if not frames:
+            raise ValueError("0 frames: wanted one for at least one stream")
         begin = time.perf_counter()
-        pixels = self._frames(frame)[None]
-        if self._cache is None:
-            self._open(*pixels.shape[1:3])
-        chunk, words_at, kept = self._chunk(tokens, keep)
-        padded, length, drop = self._place(chunk, words_at, kept)
+        by_row = {session._row: session for session in frames}
+        for session in frames:
+            session._check_open()
+            if session._batch is not self:
+                raise ValueError("a stream of another batch: push its frames there")
+        pixels = {}
+        for session, frame in frames.items():
+            pixels[session._row], grid = self._frames(frame)
+            if self._engine is None:
+                self._open(grid)
+        engine, work = self._engine, {}
+        books = {row: session._book for row, session in self._sessions.items()}
+        for row, session in by_row.items():
+            chunk = (tokens or {}).get(session)
+            kept = (keep or {}).get(session, 0)
+            work[row] = books[row].turn(
+                engine.visual, engine.capacity, self.max_new_tokens, chunk, kept
+            )
         prepared = time.perf_counter()
-        probabilities, self._cache, self._tower_cache = program.turn(
-            self._form, self._leaves, pixels, padded, length, drop, self._cache, self._tower_cache
-        )
-        probabilities = np.asarray(probabilities)
+        shares, features = engine.turn(books, pixels, work)
         decided = time.perf_counter()
-        state = int(probabilities.argmax())
-        answer = [self._state_ids[state]]
-        latency = {"prepare": prepared - begin, "decide": decided - prepared}
-        text = ""
-        if STATES[state] == RESPONSE:
-            answer += self._speak(answer[0])
-            if self.tokenizer is not None:
-                text = self.tokenizer.decode(answer[1:]).strip()
-            latency["speak"] = time.perf_counter() - decided
-        else:
-            self._pending = [*answer, self._close]
-        latency["total"] = time.perf_counter() - begin
-        index, self._index = self._index, self._index + 1
-        shares = tuple(float(p) for p in probabilities)
-        return Turn(index, index / self.fps, STATES[state], shares, text, latency, tuple(answer))
+        states = {row: s._decide(shares[row].tolist()) for row, s in by_row.items()}
+        answers = {row: [self.state_ids[state]] for row, state in states.items()}
+        held = dict.fromkeys(by_row, 0)  # tokens of each answer that are in the cache
+        speaking = [row for row, state in states.items() if STATES[state] == RESPONSE]
+        if speaking:
+            said = engine.speak({row: answers[row][0] for row in speaking}, self._knobs(speaking))
+            for row, words in said.items():
+                answers[row] += words
+                # One that stopped by itself is in the cache; where it was cut, but for the last.
+                held[row] = len(words) + (len(words) < self.max_new_tokens)
+        ended = time.perf_counter()
+        turns = {}
+        keeps_frames = self.policy.name in ("refill", "recent")
+        for row, session in by_row.items():
+            seen = features_of(features, row) if keeps_frames else None
+            books[row].say(answers[row], held[row], seen)
+            latency = {"prepare": prepared - begin, "decide": decided - prepared}
+            if row in speaking:
+                latency["speak"] = ended - decided
+            latency["total"] = time.perf_counter() - begin
+            turns[session] = session._turn(states[row], shares[row], answers[row], latency)
+        return turns
 
-    def _open(self, height: int, width: int) -> None:
-        """Makes the caches: only now is the frames' size known."""
-        patch = self._model.config.tower.patch_size
-        grid = (1, height // patch, width // patch)
+    def _open(self, grid: tuple[int, int, int]) -> None:
         (visual,) = self._model.visual_tokens([grid])
         limit = self._model.config.decoder.max_position_embeddings
-        spare = self.max_new_tokens + TEXT_BUCKETS[-1] + visual
-        if self._capacity is None:
-            turns = self._window or WINDOW
-            room = max(limit - self._sink_slots, 2 * spare)
-            whole = len(self._pending) + turns * (visual + 48) + spare
-            self._capacity = min(whole, room)
-        self._window = self._window or WINDOW
-        if self._window < 2:
-            raise ValueError(f"window is {self._window} turns, wanted at least 2")
-        if self._capacity < len(self._pending) + self.max_new_tokens + visual + 32:
+        head = max(len(s._book.pending) for s in self._sessions.values())
+        sink = max(s._book.sink_slots for s in self._sessions.values())
+        spare = self.max_new_tokens + 512 + visual
+        capacity = self._capacity
+        if capacity is None:
+            room = max(limit - sink, 2 * spare)
+            turns = self.policy.window + (self.policy.every if self.policy.name == "refill" else 0)
+            capacity = min(head + turns * (visual + TEXT) + spare, room)
+            if self.policy.name == "full":
+                capacity = room
+        if capacity < head + self.max_new_tokens + visual + 32:
             raise ValueError(
-                f"capacity is {self._capacity} tokens, wanted room for the system prompt "
-                f"({len(self._pending)}), a frame ({visual}) and an answer ({self.max_new_tokens})"
+                f"capacity is {capacity} tokens, wanted room for the system prompt ({head}), a "
+                f"frame ({visual}) and an answer ({self.max_new_tokens})"
             )
-        self._visual = visual
-        self._rings = [r for r in RINGS if r < self._capacity] + [self._capacity]
-        self._cache = self._model.init_cache(1, capacity=self._rings[0], sink=self._sink_slots)
-        self._tower_cache = self._model.init_frames(1, grid, window=self._tower_window)
-        self._rebase_at = max(min(REBASE_AT, limit), 2 * self._capacity)
+        self._engine = Engine(
+            self._model, rows=self.slots, grid=grid, capacity=capacity, sink_slots=sink,
+            tower_window=self._tower_window, state_ids=self.state_ids, stop_ids=self.stop_ids,
+            max_new_tokens=self.max_new_tokens,
+        )  # fmt: skip
 
-    def _chunk(self, tokens: Any, keep: int) -> tuple[list[int], int, int]:
-        """The turn's tokens, where among them the user's words start, and how many words stay."""
-        if tokens is not None:
-            chunk = np.asarray(tokens).reshape(-1).tolist()
-            if chunk.count(PLACEHOLDER) == 1 and self._visual > 1:
-                at = chunk.index(PLACEHOLDER)
-                chunk[at : at + 1] = [PLACEHOLDER] * self._visual
-            if chunk.count(PLACEHOLDER) != self._visual:
-                raise ValueError(
-                    f"the chunk has {chunk.count(PLACEHOLDER)} placeholders ({PLACEHOLDER}), "
-                    f"wanted 1, or {self._visual}: one per visual token"
-                )
-            return chunk, 0, keep
-        now = self._index / self.fps + 1e-6
-        due = [text for at, text in self._questions if at <= now]
-        self._questions = [(at, text) for at, text in self._questions if at > now]
-        question = "\n".join(due)
-        first = self._first_header and not self._index
-        user = user_content(self._index, question, fps=self.fps)
-        chunk = chat.turn_chunk(
-            self.tokenizer, user, self._visual, format=chat.LLAVA, first=first
-        ).tolist()
-        header = self._ids(f"{chat.START}user\n") if first else self._header
-        words_at = stay = _shared(chunk, header)
-        if question:
-            line = "" if first else "\n"
-            stay = _shared(chunk, self._ids(f"{line}{chat.START}user\n{question}\n"))
-        return chunk, words_at, stay - words_at
+    def _knobs(self, speaking: Iterable[int]) -> Any:
+        """How the words are drawn; None, a cheaper program, where all that speak are greedy."""
+        if all(self._sessions[row].sampling.greedy for row in speaking):
+            return None
+        rows = [self._sessions.get(row) for row in range(self.slots)]
+        return knobs_of([(s.sampling, s._book.index) if s else (Sampling(), 0) for s in rows])
 
-    def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+    def _leave(self, row: int) -> None:
+        self._sessions.pop(row, None)
 
-    def _place(self, chunk: list[int], words_at: int, kept: int) -> tuple[Any, Any, Any]:
-        """Makes room, books the turn and pads the chunk: (tokens, length, drop) for `turn`."""
-        whole = [*self._pending, *chunk]
-        self._pending = []
-        need = len(whole) + self.max_new_tokens + 1
-        drop = self._forget(need)
-        self._grow(need)
-        start = self._end + len(whole) - len(chunk) + words_at
-        if self._spans:
-            self._spans[-1].stop = start
-        self._spans.append(_Span(start, kept))
-        # Text that no bucket takes goes first, alone, as far as it stands before the frame.
-        longest = TEXT_BUCKETS[-1]
-        while len(whole) - self._visual > longest and whole[0] != PLACEHOLDER:
-            cut = min(whole.index(PLACEHOLDER), longest)
-            arguments = self._padded(whole[:cut], longest, drop)
-            self._cache = program.read(self._form, self._leaves, *arguments, self._cache)
-            whole, drop = whole[cut:], 0
-        text = len(whole) - self._visual
-        bucket = next((b for b in TEXT_BUCKETS if b >= text), None)
-        if bucket is None:
-            raise ValueError(f"{text} tokens of text behind the frame, wanted {longest} at most")
-        return self._padded(whole, self._visual + bucket, drop)
 
-    def _padded(self, tokens: list[int], length: int, drop: int) -> tuple[Any, Any, Any]:
-        self._end += len(tokens)
-        padded = np.zeros((1, length), np.int32)
-        padded[0, : len(tokens)] = tokens
-        return padded, np.asarray([len(tokens)], np.int32), np.asarray([drop], np.int32)
+class Session:
+    """An assistant that watches: `ask(text)`, and `push(frame)` -> Turn. Made by `sj.Stream`."""
 
-    def _forget(self, need: int) -> int:
-        """Lets the oldest turns go until the window and the room are kept.
+    def __init__(self, batch: Batch, row: int, book: Book, sampling: Sampling, decide: Decider):
+        self._batch, self._row, self._book = batch, row, book
+        self.sampling, self._decide = sampling, decide
+        self._closed = False
 
-        What outlives them moves into the sink at once; otherwise the tokens to drop are returned,
-        for the turn's own program to drop.
+    @property
+    def tokenizer(self) -> Any:
+        return self._batch.tokenizer
+
+    @property
+    def fps(self) -> float | int:
+        return self._book.fps
+
+    def ask(self, text: str, at: float | int | None = None) -> int:
+        """Puts a question with the next frame, or with the first one at or after `at` seconds.
+
+        Several may stand at once; the handle that is returned takes this one back (`withdraw`).
+        Raises ValueError for an empty question, one that would end the turn, a closed stream, and
+        without a tokenizer.
         """
-        drop, moved = 0, []
-        while self._spans and self._spans[0].stop >= 0:
-            room = self._capacity - (self._end - self._first - drop)
-            if len(self._spans) < self._window and room >= need:
-                break
-            span = self._spans.popleft()
-            oldest = self._first + drop
-            if oldest < span.start:  # before the first turn's words: the system prompt
-                self._sunk_head = span.start - oldest
-                moved += range(oldest, span.start)
-            if span.keep:
-                moved += range(span.start, span.start + span.keep)
-                self._sunk.append(span.keep)
-            drop = span.stop - self._first
-        if self._end - self._first - drop + need > self._capacity:
-            raise ValueError(
-                f"a turn of {need} tokens, its answer included, does not fit the capacity of "
-                f"{self._capacity} tokens: make it larger"
-            )
-        if moved:
-            self._sink(moved, drop)
-        self._first += drop
-        return 0 if moved else drop
+        self._check_open()
+        if self.tokenizer is None:
+            raise ValueError("no tokenizer: put the question's tokens into push(frame, tokens=...)")
+        if not text.strip():
+            raise ValueError("the question is empty, wanted words")
+        chat.check_words(text, "the question")
+        return self._book.ask(text, -1.0 if at is None else float(at))
 
-    def _sink(self, moved: list[int], drop: int) -> None:
-        """Moves tokens, by number, behind what the sink holds; forgets `drop` of the ring."""
-        slots = list(range(self._sunk_head + sum(self._sunk) - len(moved)))
-        slots += [self._sink_slots + number % self._cache.ring for number in moved]
-        while len(slots) > self._sink_slots and self._sunk:  # the oldest question makes room
-            gone = self._sunk.pop(0)
-            del slots[self._sunk_head : self._sunk_head + gone]
-        keep = np.full((1, self._sink_slots), -1, np.int32)
-        keep[0, : len(slots)] = slots
-        self._cache = program.pin(
-            self._form, self._leaves, keep, np.asarray([drop], np.int32), self._cache
+    def withdraw(self, handle: int) -> None:
+        """Takes back a question, put or not: from now on the assistant does not see it.
+
+        What it has computed since was computed under it; `refill` and `recent` compute that anew.
+        Raises ValueError for a handle that stands for no question, or no more.
+        """
+        self._check_open()
+        gone = self._book.withdraw(handle)
+        engine = self._batch._engine
+        if isinstance(gone, tuple):
+            engine.cut(self._row, *gone)
+        elif gone is not None:
+            books = {row: s._book for row, s in self._batch._sessions.items()}
+            engine.keep(books, self._row, gone)
+
+    def push(self, frame: Any, tokens: Any = None, *, keep: int = 0) -> Turn:
+        """Watches one more frame and decides.
+
+        frame: uint8 RGB [h w 3], float [h w 3] normalised already, or (pixels, grid row) as the
+        family's processor makes them. tokens: the turn's chunk, in place of what the chat layout
+        makes: ints [l] with the placeholder once for the frame (or once per visual token), without
+        the answer before it; `keep` of them, the first ones, outlive the turn. Raises ValueError
+        for a frame of another shape, a chunk longer than the cache, and a closed stream.
+        """
+        self._check_open()
+        given: Any = None if tokens is None else {self: tokens}
+        return self._batch.push({self: frame}, given, {self: keep})[self]
+
+    def close(self) -> None:
+        """Ends the stream and frees its slot; pushing after that is an error."""
+        if not self._closed:
+            self._closed = True
+            self._batch._leave(self._row)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError("the stream is closed: make a new one")
+
+    def _turn(self, state: int, shares: Any, answer: list[int], latency: dict) -> Turn:
+        index = self._book.index - 1
+        text = ""
+        if len(answer) > 1 and self.tokenizer is not None:
+            text = self.tokenizer.decode(answer[1:]).strip()
+        probabilities = tuple(float(p) for p in shares)
+        return Turn(
+            index, index / self.fps, STATES[state], probabilities, text, latency, tuple(answer)
         )
 
-    def _grow(self, need: int) -> None:
-        """Takes a larger ring before the smaller one wraps around, and re-bases in time."""
-        ring = self._cache.ring
-        if self._end + need > ring and ring < self._capacity:
-            ring = next((r for r in self._rings if r >= self._end + need), self._capacity)
-            self._cache = program.grow(self._cache, ring)
-        if self._end + need - self._base > self._rebase_at:
-            self._cache = program.rebase(self._form, self._leaves, self._cache)
-            held = self._sunk_head + sum(self._sunk) + self._end - self._first
-            self._base = self._end - held
 
-    def _speak(self, first: int) -> list[int]:
-        words, count, self._cache = program.speak(
-            self._form, self._leaves, jnp.int32(first), self._cache, self.max_new_tokens
-        )
-        said = np.asarray(words)[: int(count)].tolist()
-        if len(said) < self.max_new_tokens:  # it stopped by itself: all of it is in the cache
-            self._end += 1 + len(said)
-            self._pending = [self._close]
-        else:
-            self._end += len(said)
-            self._pending = [said[-1], self._close]
-        return said
+def _format_of(model: VideoLM) -> chat.ChatFormat:
+    """How the family writes a frame among words; the placeholder by its id, for token chunks."""
+    if isinstance(model, LlavaStreamFormer):
+        return dataclasses.replace(chat.LLAVA, placeholder=PLACEHOLDER)
+    style = chat.INTERNVL if isinstance(model, InternVL) else chat.QWEN
+    return dataclasses.replace(style, placeholder=model.placeholders[0])
 
 
 # Reading one takes as long as many turns, and every dialogue of an evaluation is a new stream.
 _tokenizer_of = functools.lru_cache(maxsize=4)(load_tokenizer)
-
-
-def _shared(a: list[int], b: list[int]) -> int:
-    """How many tokens two lists share at their start: a mark's last may merge with what follows."""
-    for i, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return i
-    return min(len(a), len(b))

@@ -1,0 +1,62 @@
+"""From three probabilities to a state: the likeliest, or thresholds with hysteresis.
+
+A decision is made on the host from what a trace keeps, so that it can be made again, with other
+thresholds, without the model: `redecide`.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+SILENCE, STANDBY, RESPOND = range(3)
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Speak when P(Response) reaches `respond`; else wait when P(Standby) reaches `standby`.
+
+    Having spoken, a stream speaks again only after P(Response) has once been below
+    `respond - hysteresis`: one event then gets one answer, however long it lasts. None for
+    `hysteresis` never holds it back. Probabilities are those of the three states among themselves.
+    Raises ValueError for numbers outside of 0..1.
+    """
+
+    respond: float = 0.5
+    standby: float = 0.5
+    hysteresis: float | None = None
+
+    def __post_init__(self):
+        for name in ("respond", "standby", "hysteresis"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} is {value}, wanted a probability between 0 and 1")
+
+
+class Decider:
+    """Decides turn after turn; `armed` says whether it may speak."""
+
+    def __init__(self, thresholds: Thresholds | None = None):
+        self.thresholds, self.armed = thresholds, True
+
+    def __call__(self, probabilities: Sequence[float]) -> int:
+        """The index of the state in data.dialogue.STATES; the likeliest without thresholds."""
+        rule = self.thresholds
+        if rule is None:
+            return max(range(3), key=lambda i: probabilities[i])
+        share = probabilities[RESPOND]
+        if rule.hysteresis is not None and share < rule.respond - rule.hysteresis:
+            self.armed = True
+        if share >= rule.respond and self.armed:
+            self.armed = rule.hysteresis is None
+            return RESPOND
+        return STANDBY if probabilities[STANDBY] >= rule.standby else SILENCE
+
+
+def redecide(
+    probabilities: Iterable[Sequence[float]], thresholds: Thresholds | None = None
+) -> list[int]:
+    """What would have been decided, turn by turn, from a trace's probabilities.
+
+    Of the decisions alone: what a model would have seen after other answers is not in a trace.
+    """
+    decide = Decider(thresholds)
+    return [decide(shares) for shares in probabilities]
