@@ -24,7 +24,7 @@ from flax import nnx
 
 from streamjax.data.processors import read_processor
 from streamjax.errors import InputError
-from streamjax.weights import safetensors
+from streamjax.weights import card, safetensors
 from streamjax.weights.config import read_config
 
 # config.json's model_type -> the module of weights/ that reads and writes it.
@@ -52,6 +52,7 @@ _TOKENIZER_FILES = (
     "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "chat_template.jinja",
     "chat_template.json", "generation_config.json",
 )  # fmt: skip
+_DOWNLOADED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", card.FILE)
 
 
 def load(
@@ -83,8 +84,12 @@ def save(model: Any, folder: str | os.PathLike) -> None:
     """Writes a Hugging Face folder that the original implementation loads.
 
     Tensors that were loaded and not trained are written back bit for bit, buffers and extras of
-    the original included. Everything is written beside `folder` first and then moved into it, the
-    weights last, so that a failure leaves what was there before.
+    the original included; one tensor at a time is in memory. README.md says the licence and the
+    base model where they are known and how to load the folder; of a README.md that is there
+    already, all but streamjax's own part is kept. Everything is written beside `folder` first and
+    then moved into it, the weights last, so that a failure leaves what was there before.
+
+    Raises InputError when `folder` is a file, ValueError for a model that cannot be saved.
     """
     _write(model, folder, weights=True)
 
@@ -102,16 +107,28 @@ def _write(model: Any, folder: str | os.PathLike, *, weights: bool) -> None:
     module = CLASSES.get(type(model).__name__)
     if module is None:
         raise ValueError(f"cannot save a {type(model).__name__}, wanted one of {list(CLASSES)}")
+    folder = Path(folder).resolve()
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: a file, wanted a folder to save into")
     family = importlib.import_module(module)
     raw, tensors = family.dump(model)
-    configs = {"config.json": raw} | getattr(family, "companions", lambda _: {})(model)
-    folder = Path(folder)
+    texts = {
+        name: json.dumps(values, indent=2) + "\n"
+        for name, values in (
+            {"config.json": raw} | getattr(family, "companions", lambda _: {})(model)
+        ).items()
+    }
+    if weights:
+        texts[card.FILE] = card.page(folder, raw, tensors, model.assets.origin)
+    elif model.assets.origin is not None:
+        texts[card.FILE] = f"---\n{model.assets.origin}---\n"
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had our number
     temporary.mkdir()
     try:
-        for name, values in configs.items():
-            (temporary / name).write_text(json.dumps(values, indent=2) + "\n")
+        for name, text in texts.items():
+            (temporary / name).write_text(text, "utf-8", "surrogateescape")
         if model.assets.processor is not None:
             model.assets.processor.to_folder(temporary)
         if model.assets.tokenizer is not None:
@@ -120,7 +137,9 @@ def _write(model: Any, folder: str | os.PathLike, *, weights: bool) -> None:
                     shutil.copyfile(file, temporary / name)
         if weights:
             safetensors.write_folder(temporary, tensors)
-        folder.mkdir(exist_ok=True)
+        if not folder.exists():
+            temporary.rename(folder)
+            return
         files = sorted(temporary.iterdir(), key=lambda p: ("safetensors" in p.name, p.name))
         for file in files:
             file.replace(folder / file.name)
@@ -157,8 +176,7 @@ def _folder(path: str | os.PathLike) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(text, allow_patterns=["*.json", "*.safetensors", "*.txt",
-                                                            "*.model", "*.jinja"]))  # fmt: skip
+        return Path(snapshot_download(text, allow_patterns=list(_DOWNLOADED)))
     except Exception as error:  # the hub's own errors are pages long
         raise FileNotFoundError(
             f"{text}: no such folder, and the hub gave nothing ({type(error).__name__})"
@@ -188,6 +206,7 @@ def _take_assets(model: Any, folder: Path) -> None:
         tokenizer=str(folder) if has_tokenizer else None,
         processor=read_processor(folder),
         chat_template=_chat_template(folder),
+        origin=card.origin(folder, read_config(folder / "config.json")),
     )
 
 

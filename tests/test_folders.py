@@ -273,5 +273,20 @@ def test_a_failed_save_leaves_what_was_there(folder, monkeypatch):
         sj.save(model, folder)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
+    with pytest.raises(OSError, match="disk full"):
+        sj.save(model, folder.parent / "new" / "place")
+    assert list((folder.parent / "new").iterdir()) == []
+    with pytest.raises(InputError, match="config.json: a file, wanted a folder"):
+        sj.save(model, folder / "config.json")
     with pytest.raises(ValueError, match="cannot save a SimpleNamespace"):
         sj.save(types.SimpleNamespace(), folder)
+
+
+def test_a_tensor_that_cannot_be_made_leaves_no_folder(folder, tmp_path):
+    """Tensors are fetched while they are written, so that is where a failure may come up."""
+    model = sj.load(folder)
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:4000])  # the mask buffers are still there, unread
+    with pytest.raises(InputError, match="truncated while it was read"):
+        sj.save(model, tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]

@@ -56,14 +56,11 @@ def open_file(path: Path | str) -> tuple[dict[str, Stored], dict[str, str]]:
     try:
         header = json.loads(text.tobytes())
         metadata = header.pop("__metadata__", {})
-        entries = {
-            name: (
-                DTYPES[e["dtype"]],
-                tuple(map(integer, e["shape"])),
-                *map(integer, e["data_offsets"]),
-            )
-            for name, e in header.items()
-        }
+        entries = {}
+        for name, entry in header.items():
+            begin, end = map(integer, entry["data_offsets"])
+            shape = tuple(map(integer, entry["shape"]))
+            entries[name] = (DTYPES[entry["dtype"]], shape, begin, end)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: the safetensors header cannot be read: {error!r}") from None
     tensors = {}
@@ -147,10 +144,12 @@ def read_folder(folder: Path | str) -> tuple[dict[str, Stored], dict[str, str]]:
         where = {str(name): str(shard) for name, shard in index["weight_map"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder / INDEX}: cannot be read: {error!r}") from None
+    if not where:
+        raise InputError(f"{folder / INDEX}: names no file, wanted a shard for every tensor")
     tensors: dict[str, Stored] = {}
     metadata: dict[str, str] = {}
     for shard in sorted(set(where.values())):
-        if Path(shard).name != shard or "\0" in shard:
+        if shard in ("", "..") or Path(shard).name != shard or "\0" in shard:
             raise InputError(
                 f"{folder / INDEX}: names the file {shard!r}, wanted one in the same folder"
             )

@@ -176,7 +176,14 @@ def _place(
     Devices that hold the same part are given the same buffer; on a CPU it becomes the array.
     """
     if dtype is None:
-        dtype = jnp.result_type(*(t.dtype for t in tensors.values()))
+        kinds = {jax.dtypes.canonicalize_dtype(t.dtype): name for name, t in tensors.items()}
+        try:
+            dtype = jnp.result_type(*kinds)
+        except ValueError:  # float8 and anything else
+            told = ", ".join(f"{name} of {kind}" for kind, name in kinds.items())
+            raise InputError(
+                f"{source}: tensors {told}: no dtype holds both; load with one (dtype=)"
+            ) from None
     dtype = jax.dtypes.canonicalize_dtype(dtype)
     places: dict[Any, Bounds] = {None: tuple((0, n) for n in shape)}
     if where is not None:

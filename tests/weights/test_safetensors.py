@@ -68,6 +68,31 @@ def test_shards_and_their_index(tmp_path):
         safetensors.read_folder(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (
+            '{"weight_map": {"a": "../other/x"}}',
+            "names the file '../other/x', wanted one in the sam",
+        ),
+        ('{"weight_map": {"a": "/etc/passwd"}}', "names the file '/etc/passwd', wanted one in the"),
+        ('{"weight_map": {"a": ".."}}', "names the file '..', wanted one in the same folder"),
+        ('{"weight_map": {"a": ""}}', "names the file '', wanted one in the same folder"),
+        ('{"weight_map": {"a": "x\\u0000"}}', "wanted one in the same folder"),
+        ('{"weight_map": {"a": 3}}', "3: missing, but"),
+        ('{"weight_map": ["a"]}', "cannot be read"),
+        ('{"weight_map": {}}', "names no file"),
+        ("{", "cannot be read"),
+    ],
+)
+def test_an_index_that_is_wrong_is_one_line(tmp_path, index, message):
+    safetensors.write_file(tmp_path / "x", TENSORS, {})
+    (tmp_path / safetensors.INDEX).write_text(index)
+    with pytest.raises((InputError, FileNotFoundError), match=message) as error:
+        safetensors.read_folder(tmp_path)
+    assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+
+
 def test_a_folder_without_weights(tmp_path):
     with pytest.raises(FileNotFoundError, match="found neither"):
         safetensors.read_folder(tmp_path)
@@ -93,6 +118,12 @@ def header(entries) -> bytes:
         (header({"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}), "4 bytes, wanted 8"),
         (header({"x": {"dtype": "F32", "shape": [-1], "data_offsets": [0, -4]}}), "x"),
         (header({"x": {"dtype": "F32", "shape": 3, "data_offsets": [0, 4]}}), "cannot be read"),
+        (header({"x": {"dtype": "F32", "shape": [1], "data_offsets": ["0", "4"]}}), "cannot be read"),
+        (header({"x": {"dtype": "F32", "shape": [1.5], "data_offsets": [0, 6]}}), "cannot be read"),
+        (header({"x": {"dtype": "F32", "shape": [1], "data_offsets": [0]}}), "cannot be read"),
+        (header({"x": {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}}), "cannot be read"),
+        (header({"__metadata__": 3, "x": 5}), "cannot be read"),
+        (header({"x": {"dtype": "F32", "shape": [1 << 62, 1 << 62], "data_offsets": [0, 4]}}), "4 bytes, wanted"),
     ],
 )  # fmt: skip
 def test_damaged_files_are_told_in_one_line(tmp_path, content, message):

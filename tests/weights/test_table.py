@@ -1,5 +1,6 @@
 """The engine of the rule tables: every shard gets its part, nothing is read twice or kept."""
 
+import os
 import pickle
 import subprocess
 import sys
@@ -197,6 +198,6 @@ def test_loading_onto_8_devices_takes_the_largest_tensor_and_what_is_kept():
     run = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "loading_memory.py",
          "--narrow", "8", "--shard-mb", "20", "--devices", "8"],
-        capture_output=True, text=True, check=False, cwd=ROOT,
+        capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr
