@@ -95,6 +95,7 @@ _ORIGINAL_VISION = frozenset({
     "use_weighted_residual",
 })  # fmt: skip
 _ORIGINAL_TEXT = frozenset({"attn_implementation", "moe_config"})
+_CODE = frozenset({"architectures", "auto_map"})  # name the original's own classes
 # What 5.x writes and 4.x reads wrongly or not at all (specs/vlm.md 3.4).
 _NEWER = frozenset({"dtype", "layer_types", "rope_parameters"})
 
@@ -283,11 +284,11 @@ def _hub_style(raw: Mapping[str, Any], source: Any) -> dict[str, Any]:
     vision = {
         _VISION_NAMES.get(key, key): value
         for key, value in vision.items()
-        if key not in _ORIGINAL_VISION
+        if key not in _ORIGINAL_VISION | _CODE
     }
-    own = {key: value for key, value in raw.items() if key not in _ORIGINAL | {"auto_map"}}
+    own = {key: value for key, value in raw.items() if key not in _ORIGINAL | _CODE}
     return own | {
-        "text_config": {k: v for k, v in text.items() if k not in _ORIGINAL_TEXT},
+        "text_config": {k: v for k, v in text.items() if k not in _ORIGINAL_TEXT | _CODE},
         "vision_config": vision,
     }
 
