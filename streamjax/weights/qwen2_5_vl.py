@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from streamjax.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig, VisionConfig
 from streamjax.weights import qwen_vl
 from streamjax.weights.qwen_vl import Family, linear
 from streamjax.weights.table import Rule
+from streamjax.weights.tensors import Lazy
 
 
 def vision_rules(c: VisionConfig, prefix: str) -> list[Rule]:
@@ -62,6 +62,6 @@ def load(
     return qwen_vl.load(FAMILY, folder, raw, dtype=dtype, mesh=mesh)
 
 
-def dump(model: Qwen2_5_VL) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def dump(model: Qwen2_5_VL) -> tuple[dict[str, Any], dict[str, Lazy]]:
     """config.json and tensors as the hub has them; see `qwen_vl.dump`."""
     return qwen_vl.dump(FAMILY, model)

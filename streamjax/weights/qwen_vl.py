@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from streamjax.data.processors import Assets
@@ -24,6 +23,7 @@ from streamjax.weights.decoder import (
     text_settings,
 )
 from streamjax.weights.table import TRANSPOSED, Form, Rule
+from streamjax.weights.tensors import Lazy
 
 _IDS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 # Names that transformers 4 and 5 give the tower's settings, and settings that no forward reads.
@@ -31,7 +31,9 @@ _RENAMED = {"in_chans": "in_channels"}
 _VISION_ALSO = frozenset({"model_type", "rope_parameters", "spatial_patch_size"})
 _ROTATION = {"rope_theta": 10000.0, "rope_type": "axial"}
 # What 5.x writes and 4.x must not read (specs/vlm.md 3.4); both are said in the older words.
-_NEWER = ("dtype", "rope_parameters", "layer_types", "transformers_version", "text_config")
+_NEWER = ("dtype", "rope_parameters", "layer_types", "text_config")
+# Of a text_config: what is not the language model's alone.
+_TEXT_ONLY = (*_IDS, "vision_token_id", "model_type", "architectures", "torch_dtype")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +139,7 @@ def load(
     return filled
 
 
-def dump(family: Family, model: QwenVL) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def dump(family: Family, model: QwenVL) -> tuple[dict[str, Any], dict[str, Lazy]]:
     """config.json and tensors in the hub's layout and style, which transformers 4 and 5 both read.
 
     Raises ValueError for a folded model.
@@ -148,29 +150,29 @@ def dump(family: Family, model: QwenVL) -> tuple[dict[str, Any], dict[str, np.nd
     tensors = table.dump(nnx.state(model, nnx.Param), rules(family, c, family.layouts[0]))
     found = {} if extras is None else dict(extras.config)
     kind = jnp.dtype(model.decoder.embed[...].dtype).name
-    text = dict(found.get("text_config") or {})
-    kept = {key: value for key, value in found.items() if key not in (*_NEWER, "vision_config")}
-    if extras is not None and "transformers_version" in found and not _is_newer(found):
-        kept["transformers_version"] = found["transformers_version"]
-    text = {key: value for key, value in text.items() if key not in (*_NEWER, *_IDS)}
-    text = {key: value for key, value in text.items() if value is not None or key not in kept}
-    settings = hub_settings(c.decoder)
-    raw = {"architectures": [family.architecture], "model_type": family.model_type}
+    text = {k: v for k, v in (found.get("text_config") or {}).items() if k not in _TEXT_ONLY}
+    found = {k: v for k, v in found.items() if not _is_newer(k, v)}
+    text = {k: v for k, v in text.items() if not _is_newer(k, v)}
     if family.nested:
-        flat = set(settings) | ALSO
-        kept = {k: v for k, v in kept.items() if k not in flat or k in ("tie_word_embeddings",)}
-        text |= settings | {"attention_bias": c.decoder.attention_bias, "dtype": kind}
-        raw |= kept | {"text_config": text | {"model_type": f"{family.model_type}_text"}}
+        flat = {*hub_settings(c.decoder), *ALSO} - {"tie_word_embeddings"}
+        found = {k: v for k, v in found.items() if k not in flat}
+        text |= hub_settings(c.decoder) | {"attention_bias": c.decoder.attention_bias}
+        text |= {"model_type": f"{family.model_type}_text", "dtype": kind}
+        found["text_config"] = text
     else:
-        unsaid = ("model_type", "architectures", "torch_dtype")
-        raw |= kept | {k: v for k, v in text.items() if k not in unsaid} | settings
-    raw |= {key: getattr(c, key) for key in _IDS} | {
-        "model_type": family.model_type,
-        "tie_word_embeddings": c.decoder.tie_word_embeddings,
-        "torch_dtype": kind,
-        "vision_config": _vision_settings(family, c.vision, found.get("vision_config") or {}),
-    }
-    return raw, tensors
+        found = text | found | hub_settings(c.decoder)
+    return (
+        {"architectures": [family.architecture]}
+        | found
+        | {key: getattr(c, key) for key in _IDS}
+        | {
+            "model_type": family.model_type,
+            "tie_word_embeddings": c.decoder.tie_word_embeddings,
+            "torch_dtype": kind,
+            "vision_config": _vision_settings(family, c.vision),
+        },
+        tensors,
+    )
 
 
 def layout_of(family: Family, names: Any) -> tuple[str, str]:
@@ -231,20 +233,16 @@ def _vision_config(cls: type, raw: Any, source: Any) -> Any:
     return parse_config(cls, settings, source=where, also=_VISION_ALSO)
 
 
-def _vision_settings(family: Family, c: Any, found: Mapping[str, Any]) -> dict[str, Any]:
+def _vision_settings(family: Family, c: Any) -> dict[str, Any]:
     own = {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in dataclasses.asdict(c).items()
     }
-    if not family.nested:  # the hub's file says so, and the classes' own name is not read by all
-        own["in_chans"] = own.pop("in_channels")
-        own["spatial_patch_size"] = c.patch_size
-    else:
-        own["model_type"] = family.model_type
-    dropped = {"rope_parameters", "in_channels", "model_type", "dtype"}
-    kept = {key: value for key, value in found.items() if key not in dropped}
-    return kept | own
+    if family.nested:
+        return own | {"model_type": family.model_type}
+    return own | {"in_chans": own.pop("in_channels"), "spatial_patch_size": c.patch_size}
 
 
-def _is_newer(raw: Mapping[str, Any]) -> bool:
-    return str(raw.get("transformers_version", "")).split(".")[0] >= "5"
+def _is_newer(key: str, value: Any) -> bool:
+    """Whether a setting is transformers 5's way of saying what is said in the hub's."""
+    return key in _NEWER or (key == "transformers_version" and str(value).startswith("5."))
