@@ -28,6 +28,7 @@ import numpy as np
 
 from streamjax.data import chat
 from streamjax.data.dialogue import user_content
+from streamjax.errors import InputError
 
 POLICIES = ("session", "full", "refill", "recent")
 MARGIN = 128  # sink slots for questions, beside those for the head
@@ -116,7 +117,7 @@ class Book:
         fps: float | int,
     ):
         self.policy, self.tokenizer, self.format = policy, tokenizer, format
-        self.close, self.fps = close, fps
+        self.close, self.fps, self.system = close, fps, system
         self.index = 0  # of the next turn
         self.waiting: list[Question] = []  # not put yet
         self.head: list[int] = []
@@ -223,7 +224,7 @@ class Book:
         most = window - 1 + (self.policy.every - 1 if name == "refill" else 0)
         full = name != "full" and len(self.spans) > most
         if self._ring + need > capacity and name == "full":
-            raise ValueError(
+            raise InputError(
                 f"the cache holds {self.held} tokens and a turn needs {need}, past its capacity of "
                 f"{capacity}: make it larger (capacity=...), or take a policy that forgets"
             )
@@ -237,7 +238,7 @@ class Book:
             elif gone:
                 self._sink(work, gone)
         if self._ring + need > capacity:
-            raise ValueError(
+            raise InputError(
                 f"a turn of {need} tokens, its answer included, does not fit the capacity of "
                 f"{capacity} tokens: make it larger"
             )
@@ -309,7 +310,7 @@ class Book:
         ).tolist()
         whole = [*opening, *chunk]
         if len(whole) + spare + 1 > capacity:
-            raise ValueError(
+            raise InputError(
                 f"{len(self.spans)} frames are {len(whole)} tokens, past the capacity of {capacity}"
                 " with an answer: make it larger (capacity=...), or the window smaller"
             )

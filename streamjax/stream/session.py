@@ -9,9 +9,12 @@ Silence and Standby cost one forward: the decided token rides with the next turn
 
 import dataclasses
 import functools
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from streamjax.data import chat
 from streamjax.data.dialogue import DEFAULT_SYSTEM_PROMPT, RESPONSE, STATES
@@ -29,13 +32,24 @@ TEXT = 48  # tokens of a turn besides its frame, on average, that a window has r
 
 
 @dataclasses.dataclass(frozen=True)
+class Asked:
+    """A call of `ask`: its handle, the words, and `at` in seconds (None: with the next frame)."""
+
+    handle: int
+    text: str
+    at: float | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Turn:
     """What an assistant made of one frame.
 
     time: seconds of the stream. state: one of data.dialogue.STATES. probabilities: of the three
     states among themselves, in that order. text: what it said, empty unless it responded. tokens:
     the answer as generated, state included. latency in seconds: `prepare` (the frame and the text),
-    `decide` (tower and language model, one program), `speak` (the words), `total`.
+    `decide` (tower and language model, one program), `speak` (the words), `total`. asked,
+    withdrawn: the questions and the handles given to `ask` and `withdraw` since the turn before.
+    chunk, keep: what was pushed with the frame, where that were tokens.
     """
 
     index: int
@@ -45,6 +59,10 @@ class Turn:
     text: str
     latency: dict[str, float]
     tokens: tuple[int, ...]
+    asked: tuple[Asked, ...] = ()
+    withdrawn: tuple[int, ...] = ()
+    chunk: tuple[int, ...] | None = None
+    keep: int = 0
 
 
 class Batch:
@@ -179,7 +197,10 @@ class Batch:
             if row in speaking:
                 latency["speak"] = ended - decided
             latency["total"] = time.perf_counter() - begin
-            turns[session] = session._turn(states[row], shares[row], answers[row], latency)
+            turns[session] = session._turn(
+                states[row], shares[row], answers[row], latency,
+                (tokens or {}).get(session), (keep or {}).get(session, 0),
+            )  # fmt: skip
         return turns
 
     def _open(self, grid: tuple[int, int, int]) -> None:
@@ -224,6 +245,8 @@ class Session:
         self._batch, self._row, self._book = batch, row, book
         self.sampling, self._decide = sampling, decide
         self._closed = False
+        self._asked: list[Asked] = []  # since the last turn, for the next one to tell
+        self._withdrawn: list[int] = []
 
     @property
     def tokenizer(self) -> Any:
@@ -232,6 +255,31 @@ class Session:
     @property
     def fps(self) -> float | int:
         return self._book.fps
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What was chosen for this stream, as plain JSON: what a trace begins with.
+
+        `stream.settings.reopen` makes a stream of it. capacity: None until the first frame, unless
+        it was given.
+        """
+        batch, rule = self._batch, self._decide.thresholds
+        engine = batch._engine
+        return {
+            "policy": batch.policy.name,
+            "window": batch.policy.window,
+            "every": batch.policy.every,
+            "tower_window": batch._tower_window,
+            "fps": self.fps,
+            "system": self._book.system,
+            "max_new_tokens": batch.max_new_tokens,
+            "capacity": batch._capacity if engine is None else engine.capacity,
+            "sampling": dataclasses.asdict(self.sampling),
+            "thresholds": None if rule is None else dataclasses.asdict(rule),
+            "tokenizer": self.tokenizer is not None,
+            "state_ids": list(batch.state_ids),
+            "stop_ids": list(batch.stop_ids),
+        }
 
     def ask(self, text: str, at: float | int | None = None) -> int:
         """Puts a question with the next frame, or with the first one at or after `at` seconds.
@@ -246,7 +294,10 @@ class Session:
         if not text.strip():
             raise ValueError("the question is empty, wanted words")
         chat.check_words(text, "the question")
-        return self._book.ask(text, -1.0 if at is None else float(at))
+        when = None if at is None else float(at)
+        handle = self._book.ask(text, -1.0 if when is None else when)
+        self._asked.append(Asked(handle, text, when))
+        return handle
 
     def withdraw(self, handle: int) -> None:
         """Takes back a question, put or not: from now on the assistant does not see it.
@@ -256,6 +307,7 @@ class Session:
         """
         self._check_open()
         gone = self._book.withdraw(handle)
+        self._withdrawn.append(handle)
         engine = self._batch._engine
         if isinstance(gone, tuple):
             engine.cut(self._row, *gone)
@@ -276,6 +328,17 @@ class Session:
         given: Any = None if tokens is None else {self: tokens}
         return self._batch.push({self: frame}, given, {self: keep})[self]
 
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes all that this stream needs to go on identically, in this process or another.
+
+        `sj.restore(model, path)` goes on from there. One file, whole or not at all, without the
+        weights. A stream of a batch is written alone. Raises ValueError for a closed stream.
+        """
+        from streamjax.stream.snapshot import write  # which makes sessions
+
+        self._check_open()
+        write(self, path)
+
     def close(self) -> None:
         """Ends the stream and frees its slot; pushing after that is an error."""
         if not self._closed:
@@ -286,15 +349,24 @@ class Session:
         if self._closed:
             raise ValueError("the stream is closed: make a new one")
 
-    def _turn(self, state: int, shares: Any, answer: list[int], latency: dict) -> Turn:
+    def _turn(
+        self, state: int, shares: Any, answer: list[int], latency: dict, chunk: Any, keep: int
+    ) -> Turn:
         index = self._book.index - 1
         text = ""
         if len(answer) > 1 and self.tokenizer is not None:
             text = self.tokenizer.decode(answer[1:]).strip()
         probabilities = tuple(float(p) for p in shares)
+        asked, withdrawn = tuple(self._asked), tuple(self._withdrawn)
+        self._asked, self._withdrawn = [], []
         return Turn(
-            index, index / self.fps, STATES[state], probabilities, text, latency, tuple(answer)
-        )
+            index, index / self.fps, STATES[state], probabilities, text, latency, tuple(answer),
+            asked, withdrawn, _ints(chunk), keep,
+        )  # fmt: skip
+
+
+def _ints(tokens: Any) -> tuple[int, ...] | None:
+    return None if tokens is None else tuple(np.asarray(tokens).reshape(-1).tolist())
 
 
 def _format_of(model: VideoLM) -> chat.ChatFormat:
