@@ -167,8 +167,6 @@ class VisionTower(nnx.Module):
 class Qwen2_5_VL(QwenVL):
     """The windowed tower and the decoder; pixels are [patches, 1176] at the released sizes."""
 
-    config: Qwen2_5_VLConfig
-
     def __init__(
         self,
         config: Qwen2_5_VLConfig,

@@ -215,8 +215,6 @@ class VisionTower(nnx.Module):
 class Qwen3_VL(QwenVL):
     """The tower and the decoder, whose first layers add deepstack; pixels are [patches, 1536]."""
 
-    config: Qwen3_VLConfig
-
     def __init__(
         self,
         config: Qwen3_VLConfig,

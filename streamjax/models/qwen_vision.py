@@ -57,14 +57,15 @@ class VisionPlan:
 
     coordinates: Any
     slices: Groups
-    windows: Groups | None = None
+    windows: Any = None
     taps: Any = None
     weights: Any = None
 
     @property
     def shape(self) -> PlanShape:
         windows = 0 if self.windows is None else self.windows.members.shape[-2]
-        return PlanShape(self.coordinates.shape[-2], *self.slices.members.shape[-2:], windows)
+        slices, size = self.slices.members.shape[-2:]
+        return PlanShape(self.coordinates.shape[-2], slices, size, windows)
 
 
 def plan_of(

@@ -67,11 +67,15 @@ class QwenVL(VideoLM):
     config: QwenVLConfig
     visual: Any
     pixel_dims = 2
-    tokens_per_second: float | None = None  # None: every step of a video is a picture of its own
 
     @property
     def placeholders(self) -> tuple[int, ...]:
         return self.config.image_token_id, self.config.video_token_id
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Of a video's positions; None: every step is a picture of its own, behind a time stamp."""
+        return None
 
     def plan(self, grid: Any, *, shape: PlanShape | None = None) -> VisionPlan:
         """The tower's index arrays for grid [images, 3], made on the host; or stacked, for the
@@ -100,8 +104,8 @@ class QwenVL(VideoLM):
     ) -> tuple[Int[np.ndarray, "3 b l"], Int[np.ndarray, "b 1"]]:
         """M-RoPE: where each token stands in time, row and column; data/positions.py.
 
-        Qwen3-VL writes time stamps between a video's steps, each of which is a picture of its own:
-        seconds_per_grid and rule change nothing there.
+        seconds_per_grid and rule are about videos, and change nothing for Qwen3-VL, which writes
+        time stamps between a video's steps.
         """
         if isinstance(grid, VisionPlan):
             raise ValueError("positions is None and the grid a plan: give positions of the grid")

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from streamjax.models.qwen3_vl import Qwen3_VL, Qwen3_VLConfig, VisionConfig
+from streamjax.models.qwen_vl import QwenVL, QwenVLConfig
 from streamjax.weights import qwen_vl
 from streamjax.weights.qwen_vl import Family, linear, norm
 from streamjax.weights.table import Rule
@@ -50,12 +51,12 @@ FAMILY = Family(
 )
 
 
-def config_of(raw: Mapping[str, Any], source: Any) -> Qwen3_VLConfig:
+def config_of(raw: Mapping[str, Any], source: Any) -> QwenVLConfig:
     """The configuration in a config.json; see `qwen_vl.config_of`."""
     return qwen_vl.config_of(FAMILY, raw, source)
 
 
-def blank(raw: Mapping[str, Any], source: Any) -> Qwen3_VL:
+def blank(raw: Mapping[str, Any], source: Any) -> QwenVL:
     """The model of a config.json (at the path `source`) with shapes in place of values."""
     return qwen_vl.blank(FAMILY, raw, source)
 
@@ -63,7 +64,7 @@ def blank(raw: Mapping[str, Any], source: Any) -> Qwen3_VL:
 def load(
     folder: Path, raw: Mapping[str, Any], *, dtype: Any = None,
     mesh: jax.sharding.Mesh | None = None,
-) -> Qwen3_VL:  # fmt: skip
+) -> QwenVL:  # fmt: skip
     """Reads a folder; see `qwen_vl.load`."""
     return qwen_vl.load(FAMILY, folder, raw, dtype=dtype, mesh=mesh)
 

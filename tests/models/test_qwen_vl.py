@@ -121,7 +121,7 @@ def step(model, tokens, cache, features=None, positions=None):
 
 def test_vision_features(case):
     model, io = case.model, case.io
-    for name in ("stream5", "multi"):
+    for name in ("stream5", "multi") if case.name in VIDEOS else ("multi",):
         features = model.encode_images(io[f"{name}.pixel_values"], io[f"{name}.image_grid_thw"])
         case.check(features, f"{name}.vision_features")
         if case.name == "qwen3_vl":
@@ -234,19 +234,19 @@ def test_a_dialogue_grown_frame_by_frame_and_turns_forgotten(case):
     case.check(found, "evict.logits_shrink", 2e-4)
 
 
-def test_frames_of_several_streams_with_every_pixel_twice_or_once(one):
+def test_frames_of_several_streams_with_every_pixel_once(one):
+    """Half the values a patch of a still picture has; the live dialogue has them all."""
     io, model = one.io, one.model
     count = len(io["stream5.pixel_values"]) // 5
-    twice = io["stream5.pixel_values"][: 2 * count].reshape(2, count, 3, 2, -1)
-    twice[:, :, :, 1] = twice[:, :, :, 0]
-    once = jnp.asarray(twice[:, :, :, 0].reshape(2, count, -1))
-    twice = jnp.asarray(twice.reshape(2, count, -1))
+    twice = io["stream5.pixel_values"][: 2 * count].reshape(2 * count, 3, 2, -1)
+    twice[:, :, 1] = twice[:, :, 0]
+    once = jnp.asarray(twice[:, :, 0].reshape(2, count, -1))
     grid = io["stream5.image_grid_thw"]
     state = model.init_frames(2, grid[0])
     encode = jax.jit(lambda m, p, s: m.encode_frame(p, s)[0])
-    wanted = model.encode_images(twice, grid[:2])
-    np.testing.assert_allclose(encode(model, twice, state), wanted, atol=2e-6)
-    np.testing.assert_allclose(encode(model, once, state), wanted, atol=2e-5)
+    wanted = np.asarray(model.encode_images(twice.reshape(2 * count, -1), grid[:2]))
+    found = np.asarray(encode(model, once, state))
+    np.testing.assert_allclose(found.reshape(wanted.shape), wanted, atol=2e-5)
     with pytest.raises(ValueError, match="patches of 32 values, wanted 96, or 48 of still"):
         encode(model, once[..., :32], state)
 
