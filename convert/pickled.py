@@ -29,7 +29,7 @@ import torch
 
 from streamjax.errors import InputError
 from streamjax.weights import safetensors
-from streamjax.weights.tensors import Lazy
+from streamjax.weights.tensors import Lazy, Tensor
 
 FILE, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 # Where training code keeps the weights, the likeliest first.
@@ -138,6 +138,16 @@ def pickles_of(folder: Path) -> list[Path]:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name}: missing, but {INDEX} names it")
     return [folder / name for name in names]
+
+
+def read_folder(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a Hugging Face folder, safetensors or pickles, none of them in memory."""
+    if any((folder / name).is_file() for name in (safetensors.FILE, safetensors.INDEX)):
+        return dict(safetensors.read_folder(folder)[0])
+    tensors: dict[str, Tensor] = {}
+    for file in pickles_of(folder):
+        tensors |= read(file)
+    return tensors
 
 
 def copy_beside(source: Path, folder: Path) -> None:

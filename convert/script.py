@@ -35,15 +35,18 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-@contextlib.contextmanager
-def whole(target: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `target` when all went well and vanishes when not.
-
-    Raises FileExistsError when there is a target already, unless it is an empty folder.
-    """
+def fresh(target: Path) -> Path:
+    """The target's full path. FileExistsError when it exists, unless it is an empty folder."""
     target = target.resolve()
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise FileExistsError(f"{target}: exists already, wanted a new folder: name another one")
+    return target
+
+
+@contextlib.contextmanager
+def whole(target: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `target` (a fresh one) when all went well, else vanishes."""
+    target = fresh(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     beside.mkdir()
