@@ -267,12 +267,16 @@ class VideoLM(nnx.Module):
     def embed(self, tokens: Tokens, features: Features = None) -> Float[Array, "b l d"]:
         """The decoder's input: embedding rows, and visual tokens in the placeholders' places.
 
-        Raises ValueError when they are not as many, where the tokens are known.
+        Features [b n d] may be padded behind in rows that have fewer. Raises ValueError when there
+        are not as many as placeholders, or by rows too few, where the tokens are known.
         """
         if not isinstance(tokens, jax.core.Tracer):
-            holes = int(np.isin(np.asarray(tokens), self.placeholders).sum())
-            given = 0 if features is None else int(np.prod(features.shape[:-1]))
-            if holes != given:
+            counts = np.isin(np.asarray(tokens), self.placeholders).sum(axis=1)
+            holes, given = int(counts.sum()), 0
+            if features is not None:
+                given = int(np.prod(features.shape[:-1]))
+            padded = features is not None and features.ndim == 3
+            if (counts > features.shape[1]).any() if padded else holes != given:
                 raise ValueError(
                     f"{holes} placeholders ({_listed(self.placeholders)}) for {given} visual "
                     "tokens: model.expand(tokens, grid) writes one for each"

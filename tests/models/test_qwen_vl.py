@@ -55,6 +55,13 @@ class Case:
             one = len(pixels) // len(grid)
             add("batch", pixels=pixels[:one], grid=grid[:1])
             add("batch", rows=slice(1, 2))
+        _, start, stop, _, _ = io["evict.spec_sink_evictstart_evictend_lastturnstart_delta"]
+        left = np.delete(io["live.input_ids"], np.s_[start:stop], axis=1)
+        gone = int(np.sum(io["live.input_ids"][0, start:stop] == 242)) * 4
+        found.append((
+            left, pixels[gone:], grid[gone * len(grid) // len(pixels) :], np.ones_like(left), {},
+            "evict.logits_reprefill", slice(0, 1),
+        ))  # fmt: skip
         for name in VIDEOS.get(self.name, ()):
             if self.name == "qwen3_vl":
                 add(name, video=True)
@@ -181,7 +188,8 @@ def test_all_dialogues_as_rows_of_one_padded_batch(case):
     )  # fmt: skip
     for row, (tokens, _, _, mask, _, name, rows) in zip(logits, dialogues, strict=True):
         real = mask[0] > 0
-        found, wanted = row[: tokens.shape[1]][real], case.io[name][rows][0][real]
+        found, wanted = row[: tokens.shape[1]], case.io[name][rows][0]
+        found, wanted = found[-len(wanted) :][real[-len(wanted) :]], wanted[real[-len(wanted) :]]
         np.testing.assert_allclose(found, wanted, atol=2e-4, err_msg=name)
 
 
@@ -232,6 +240,15 @@ def test_a_dialogue_grown_frame_by_frame_and_turns_forgotten(case):
     assert int(shorter.next[0]) == left[0, 0, 0]
     found, _ = step(model, chunk[0], shorter, chunk[1], left)
     case.check(found, "evict.logits_shrink", 2e-4)
+
+
+def test_rows_with_fewer_visual_tokens_than_others(one):
+    model, width = one.model, one.model.config.decoder.hidden_size
+    tokens = np.array([[242, 242, 5], [242, 5, 5]])
+    x = model.embed(tokens, jnp.arange(2.0 * 2 * width).reshape(2, 2, width))
+    assert float(x[1, 0, 0]) == 2 * width and float(x[0, 1, 0]) == width
+    with pytest.raises(ValueError, match="3 placeholders .* for 2 visual tokens"):
+        model.embed(tokens, jnp.zeros((2, 1, width)))
 
 
 def test_frames_of_several_streams_with_every_pixel_once(one):
