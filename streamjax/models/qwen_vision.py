@@ -9,8 +9,7 @@ them. specs/vlm.md sections 2.1 to 2.4.
 
 import dataclasses
 import functools
-import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -19,6 +18,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from streamjax.data.processors.plans import PlanShape, plan_arrays
 from streamjax.models.layers import Linear
 from streamjax.models.vlm import host_grid
 from streamjax.ops.grouped import Groups, grouped_attention
@@ -26,23 +26,6 @@ from streamjax.ops.linear import linear
 from streamjax.ops.rope import rope_table, rotate
 
 THETA = 10000.0  # of the towers' rotation; no config key carries it
-
-
-@dataclasses.dataclass(frozen=True)
-class PlanShape:
-    """What a plan is padded to: patches, slices (pictures, or steps of videos) and the patches of
-    the largest one, and windows (0 where the tower has none).
-    """
-
-    patches: int
-    slices: int
-    slice_size: int
-    windows: int = 0
-
-    def __or__(self, other: "PlanShape") -> "PlanShape":
-        """The smallest shape that holds either plan."""
-        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
-        return PlanShape(*(max(pair) for pair in pairs))
 
 
 @jax.tree_util.register_dataclass
@@ -67,6 +50,17 @@ class VisionPlan:
         slices, size = self.slices.members.shape[-2:]
         return PlanShape(self.coordinates.shape[-2], slices, size, windows)
 
+    @classmethod
+    def of(cls, arrays: Mapping[str, Any]) -> "VisionPlan":
+        """Of the arrays of `plan_arrays`, or of a batch of them."""
+        windows = None
+        if "windows" in arrays:
+            windows = Groups(arrays["windows"], arrays["window_slots"])
+        return cls(
+            arrays["coordinates"], Groups(arrays["slices"], arrays["slice_slots"]), windows,
+            arrays.get("taps"), arrays.get("weights"),
+        )  # fmt: skip
+
 
 def plan_of(
     grid: Any,
@@ -76,42 +70,9 @@ def plan_of(
     table: int | None = None,
     shape: PlanShape | None = None,
 ) -> VisionPlan:
-    """The plan of the pictures of grid [images, 3]: (steps of time, rows, columns) in patches.
-
-    merge: patches on the side of a block. window: patches on the side of a window, None without
-    windows. table: side of the learned table of positions, None without one. shape: what to pad to
-    (None: nothing). Rows of zeros are padding. Raises ValueError for rows or columns that blocks do
-    not divide, and for pictures that do not fit the shape.
-    """
-    pictures = [tuple(map(int, row)) for row in host_grid(grid) if any(row)]
-    slices = []
-    for t, rows, columns in pictures:
-        if min(t, rows, columns) < 1 or rows % merge or columns % merge:
-            raise ValueError(
-                f"grid row {(t, rows, columns)}: wanted (steps, rows, columns) in patches, at "
-                f"least 1 and the last two multiples of {merge}"
-            )
-        slices += [_slice(rows, columns, merge, window, table)] * t
-    starts = np.cumsum([0, *(len(s.coordinates) for s in slices)])
-    windows = [m + start for s, start in zip(slices, starts, strict=False) for m in s.windows]
-    need = PlanShape(
-        int(starts[-1]), len(slices), max((len(s.coordinates) for s in slices), default=0),
-        len(windows),
-    )  # fmt: skip
-    shape = need if shape is None else shape
-    if shape | need != shape:
-        raise ValueError(f"grid {[list(p) for p in pictures]} needs {need}, larger than {shape}")
-    whole = [np.arange(a, b) for a, b in itertools.pairwise(starts)]
-    per_patch = functools.partial(_padded, rows=shape.patches)
-    return VisionPlan(
-        per_patch([s.coordinates for s in slices], np.zeros((0, 2), np.int32)),
-        _groups(whole, shape.slices, shape.slice_size, shape.patches),
-        None if window is None else _groups(windows, shape.windows, window**2, shape.patches),
-        None if table is None else per_patch([s.taps for s in slices], np.zeros((0, 4), np.int32)),
-        None
-        if table is None
-        else per_patch([s.weights for s in slices], np.zeros((0, 4), np.float32)),
-    )
+    """`data.processors.plans.plan_arrays` of a host grid [images, 3], as the towers take it."""
+    arrays = plan_arrays(host_grid(grid), merge=merge, window=window, table=table, shape=shape)
+    return VisionPlan.of(arrays)
 
 
 def plan_rows(grids: Any, make: Any, shape: PlanShape | None = None) -> VisionPlan:
@@ -180,64 +141,3 @@ def rope_2d(
 def within(groups: Groups) -> Any:
     """What `VisionAttention` wants: attention within these groups."""
     return functools.partial(grouped_attention, groups=groups)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Slice:
-    coordinates: np.ndarray
-    windows: tuple[np.ndarray, ...]
-    taps: np.ndarray
-    weights: np.ndarray
-
-
-@functools.lru_cache(maxsize=256)
-def _slice(rows: int, columns: int, merge: int, window: int | None, table: int | None) -> _Slice:
-    """One picture: its patches' coordinates in block order, and what follows from them."""
-    patch = np.arange(rows * columns, dtype=np.int32)
-    blocks = patch.reshape(rows // merge, columns // merge, merge, merge)
-    row, column = np.indices((rows, columns), np.int32)
-    order = (rows // merge, merge, columns // merge, merge)
-    row, column = (a.reshape(order).swapaxes(1, 2).reshape(-1) for a in (row, column))
-    windows = ()
-    if window is not None:
-        side = window // merge
-        windows = tuple(
-            blocks[i : i + side, j : j + side].reshape(-1)
-            for i in range(0, rows // merge, side)
-            for j in range(0, columns // merge, side)
-        )
-    taps, weights = np.zeros((0, 4), np.int32), np.zeros((0, 4), np.float32)
-    if table is not None:
-        taps, weights = _taps(row, rows, column, columns, table)
-    return _Slice(np.stack([row, column], 1), windows, taps, weights)
-
-
-def _taps(row, rows, column, columns, table) -> tuple[np.ndarray, np.ndarray]:
-    """Bilinear, corners on corners: the four entries of the table around each patch."""
-
-    def between(place, size):
-        at = np.linspace(0, table - 1, size, dtype=np.float32)[place]
-        low = at.astype(np.int32)
-        return low, np.minimum(low + 1, table - 1), at - low
-
-    top, bottom, down = between(row, rows)
-    left, right, across = between(column, columns)
-    taps = [top * table + left, top * table + right, bottom * table + left, bottom * table + right]
-    up, back = 1 - down, 1 - across
-    weights = [up * back, up * across, down * back, down * across]
-    return np.stack(taps, 1).astype(np.int32), np.stack(weights, 1).astype(np.float32)
-
-
-def _groups(members: Sequence[np.ndarray], count: int, size: int, patches: int) -> Groups:
-    table = np.full((count, size), patches, np.int32)
-    for row, group in zip(table, members, strict=False):
-        row[: len(group)] = group
-    slots = np.zeros(patches, np.int32)
-    place = np.flatnonzero(table < patches)
-    slots[table.reshape(-1)[place]] = place
-    return Groups(table, slots)
-
-
-def _padded(pieces: Sequence[np.ndarray], empty: np.ndarray, *, rows: int) -> np.ndarray:
-    joined = np.concatenate([empty, *pieces])
-    return np.pad(joined, ((0, rows - len(joined)), (0, 0)))

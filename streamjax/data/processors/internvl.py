@@ -87,6 +87,11 @@ class InternVLImageProcessor:
         pixels, _ = replace(self, min_tiles=1, max_tiles=1)([frame])
         return pixels, (1, *self._patches())
 
+    def frame_bytes(self, frame: Any) -> tuple[UInt8[np.ndarray, "1 3 H W"], tuple[int, int, int]]:
+        """`frame` before it is normalised: a quarter of the memory."""
+        (tile,) = replace(self, min_tiles=1, max_tiles=1)._tiles(common.rgb(frame))
+        return np.ascontiguousarray(tile.transpose(2, 0, 1))[None], (1, *self._patches())
+
     def video(
         self, frames: UInt8[np.ndarray, "t h w 3"]
     ) -> tuple[Float32[np.ndarray, "t 3 H W"], Int64[np.ndarray, "t 3"]]:

@@ -135,14 +135,22 @@ class QwenImageProcessor:
             height, width = replace(self, do_resize=False).fit(*frame.shape[:2])
             patches = self._patches(frame.astype(np.float32)[None])
         else:
-            image = common.rgb(frame)
-            height, width = self.fit(*image.shape[:2])
-            image = common.resize(image, height, width, self.resample)
+            image = self._resized(frame)
+            height, width = image.shape[:2]
             patches = self._normalise(self._patches(image[None]))
         # The picture is every frame of its patch.
         pixels = np.broadcast_to(patches, (*patches.shape[:2], self.temporal, patches.shape[3]))
         rows, columns = height // self.patch, width // self.patch
         return pixels.reshape(len(pixels), -1), (1, rows, columns)
+
+    def frame_bytes(self, frame: Any) -> tuple[UInt8[np.ndarray, "n 3 d"], tuple[int, int, int]]:
+        """`frame` before it is normalised, every pixel once: patches [n 3 d], and the grid.
+
+        An eighth of the memory; the towers take [n, 3 * d] of them, normalised by mean and std.
+        """
+        image = self._resized(frame)
+        patches = self._patches(image[None])[:, :, 0]
+        return patches, (1, image.shape[0] // self.patch, image.shape[1] // self.patch)
 
     def video(
         self, frames: UInt8[np.ndarray, "t h w 3"]
@@ -164,6 +172,10 @@ class QwenImageProcessor:
         pixels = self._normalise(patches, fused=True)
         grid = [len(slices), height // self.patch, width // self.patch]
         return pixels.reshape(len(pixels), -1), np.array([grid])
+
+    def _resized(self, frame: Any) -> np.ndarray:
+        image = common.rgb(frame)
+        return common.resize(image, *self.fit(*image.shape[:2]), self.resample)
 
     def _patches(self, frames: np.ndarray) -> np.ndarray:
         """[t h w 3] -> [patches, 3, t, pixels of a patch], merge block after merge block."""
