@@ -12,6 +12,7 @@ from flax import nnx
 
 from streamjax.data.processors import Assets
 from streamjax.errors import InputError
+from streamjax.models.decoder import DecoderConfig
 from streamjax.models.qwen_vl import QwenVL, QwenVLConfig
 from streamjax.weights import safetensors, table
 from streamjax.weights.config import INFORMATIONAL, Extras, parse_config
@@ -62,12 +63,12 @@ def config_of(family: Family, raw: Mapping[str, Any], source: Any) -> QwenVLConf
     Raises InputError for an unknown key (naming the nearest right one), a missing one, a value of
     the wrong type or one that no released model uses, and sizes that do not fit together.
     """
-    own = {*_IDS, "vision_token_id", "vision_config", "text_config"}
     flat = text_settings(raw)
-    text_keys = {f.name for f in dataclasses.fields(family.config)} | set(flat)
+    own = {*_IDS, "vision_token_id", "vision_config", "text_config"}
+    own |= {field.name for field in dataclasses.fields(DecoderConfig)}
     for key in raw:
-        if key not in own | text_keys | INFORMATIONAL | ALSO:
-            near = difflib.get_close_matches(key, own | set(flat), n=1, cutoff=0.5)
+        if key not in own | INFORMATIONAL | ALSO:
+            near = difflib.get_close_matches(key, own, n=1, cutoff=0.5)
             raise InputError(
                 f"{source}: unknown key {key!r}"
                 + (f": did you mean {near[0]!r}?" if near else ": remove it")

@@ -185,6 +185,8 @@ def nested(key, **changes):
     [
         ("qwen2_5_vl", lambda raw: raw | {"image_token_di": 3},
          "unknown key 'image_token_di': did you mean 'image_token_id'"),
+        ("qwen2_5_vl", lambda raw: raw | {"hiden_size": 3}, "'hiden_size': did you mean 'hidden_si"),
+        ("qwen2_5_vl", lambda raw: raw | {"decoder": 3}, "unknown key 'decoder'"),
         ("qwen2_5_vl", lambda raw: raw | {"image_token_id": "x"}, "image_token_id is 'x', wanted a"),
         ("qwen2_5_vl", nested("text_config", hiden_size=3), "'hiden_size': did you mean 'hidden_"),
         ("qwen2_5_vl", nested("text_config", hidden_size="no"), "hidden_size is missing"),
