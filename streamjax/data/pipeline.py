@@ -13,7 +13,7 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import grain
 import numpy as np
@@ -26,20 +26,36 @@ log = logging.getLogger(__name__)
 Transform = Callable[[Any, np.random.Generator], Mapping[str, Any]]
 
 
+@runtime_checkable
+class Packer(Protocol):
+    """How samples of any length become rows of one shape, several to a row where they fit."""
+
+    def fits(self, samples: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether these samples, two or more, make one row; each of them does alone."""
+        ...
+
+    def row(self, samples: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+        """The row of samples that fit, padded."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """What is trained on: a source of records and the function that makes a sample of one.
 
     `source()` gives a sequence (`len` and `[i]`); it is called once a process. `transform(record,
     rng)` gives a dict of arrays of the same shapes for every record; `rng` is seeded by the seed,
-    the epoch and the place in it. A record that either cannot deliver (an exception) is skipped,
-    counted and logged; past `max_bad`, a share of the samples seen, the run stops. `workers` are
-    processes, `threads` belong to each of them (or to the main process when there are none);
-    `ahead` samples are prepared by each. None of these three changes what is trained on.
+    the epoch and the place in it. With `pack` the shapes may differ: samples are put side by side
+    in their order, and the one that does not fit a row any more begins the next. A record that
+    either function cannot deliver (an exception) is skipped, counted and logged; past `max_bad`, a
+    share of the samples seen, the run stops. `workers` are processes, `threads` belong to each of
+    them (or to the main process when there are none); `ahead` samples are prepared by each. None
+    of these three changes what is trained on.
     """
 
     source: Callable[[], Sequence[Any]]
     transform: Transform
+    pack: Packer | None = None
     shuffle: bool = True
     workers: int = 0
     threads: int = 0
@@ -114,7 +130,7 @@ def batches(
             )
         return iter(stream)
 
-    return Batches(samples, batch_size, config.max_bad)
+    return Batches(samples, batch_size, config.max_bad, config.pack)
 
 
 class Batches(grain.DatasetIterator):
@@ -125,7 +141,11 @@ class Batches(grain.DatasetIterator):
     """
 
     def __init__(
-        self, samples: Callable[[int], grain.DatasetIterator], batch_size: int, max_bad: float
+        self,
+        samples: Callable[[int], grain.DatasetIterator],
+        batch_size: int,
+        max_bad: float,
+        pack: Packer | None = None,
     ):
         super().__init__()
         self.samples = samples
@@ -133,33 +153,51 @@ class Batches(grain.DatasetIterator):
         self.max_bad = max_bad
         self.seen = 0
         self.skipped = 0
+        self.pack = pack
+        self.waiting: Mapping[str, Any] | None = None  # the last sample, for which no row had room
         self.stream: grain.DatasetIterator | None = None
 
     def __next__(self) -> dict[str, np.ndarray]:
         """Raises InputError when too many samples are bad or two differ in keys or shapes."""
-        if self.stream is None:
-            self.stream = self.samples(self.seen)
-        rows: list[dict[str, Any]] = []
-        while len(rows) < self.batch_size:
-            sample = next(self.stream)
-            self.seen += 1
-            if isinstance(sample, Bad):
-                self._skip(sample)
-            else:
-                rows.append(sample)
-        return stack_rows(rows)
+        return stack_rows([self._row() for _ in range(self.batch_size)])
 
     def get_state(self) -> dict[str, Any]:
-        return {"seen": self.seen, "skipped": self.skipped}
+        # The waiting sample is the last one seen, and is seen again.
+        return {"seen": self.seen - (self.waiting is not None), "skipped": self.skipped}
 
     def set_state(self, state: dict[str, Any]) -> None:
         self._stop()
+        self.waiting = None
         self.seen, self.skipped = state["seen"], state["skipped"]
 
     def close(self) -> None:
         """Ends the workers and threads; the iterator gives nothing afterwards."""
         self._stop()
         super().close()
+
+    def _row(self) -> Mapping[str, Any]:
+        first, self.waiting = self.waiting, None
+        samples = [self._sample() if first is None else first]
+        if self.pack is None:
+            return samples[0]
+        while self.waiting is None:
+            more = self._sample()
+            if self.pack.fits([*samples, more]):
+                samples.append(more)
+            else:
+                self.waiting = more
+        return self.pack.row(samples)
+
+    def _sample(self) -> Mapping[str, Any]:
+        """The next good sample."""
+        if self.stream is None:
+            self.stream = self.samples(self.seen)
+        while True:
+            sample = next(self.stream)
+            self.seen += 1
+            if not isinstance(sample, Bad):
+                return sample
+            self._skip(sample)
 
     def _stop(self) -> None:
         stream, self.stream = self.__dict__.get("stream"), None

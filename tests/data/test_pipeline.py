@@ -1,5 +1,6 @@
 """The order depends on the seed alone; bad samples are skipped, counted, and told."""
 
+import itertools
 import logging
 
 import numpy as np
@@ -148,3 +149,30 @@ def test_array_records_are_a_source(tmp_path):
     assert [source[i] for i in range(5)] == list(range(5))
     with pytest.raises(FileNotFoundError, match=r"gone\.array_record"):
         ArrayRecords([tmp_path / "gone.array_record"], int)
+
+
+class Tens:
+    """Rows of numbers that add up to 60 at most."""
+
+    def fits(self, samples):
+        return sum(int(s["value"]) for s in samples) <= 60
+
+    def row(self, samples):
+        values = [int(s["value"]) for s in samples]
+        return {"values": np.array(values + [-1] * (20 - len(values)))}
+
+
+def test_samples_share_rows_in_their_order_and_a_run_goes_on_between_them(plain):
+    in_order = np.concatenate([batch["value"] for batch in plain])
+    data = batches(config(pack=Tens()), batch_size=2, seed=1)
+    first = [next(data) for _ in range(2)]
+    assert data.waiting is not None
+    state = data.get_state()
+    whole = first + take(data, 2)
+    rows = [row[row >= 0] for batch in whole for row in batch["values"]]
+    assert np.array_equal(np.concatenate(rows), in_order[: sum(map(len, rows))])
+    for row, after in itertools.pairwise(rows):
+        assert row.sum() <= 60 < row.sum() + after[0]
+    again = batches(config(pack=Tens()), batch_size=2, seed=1)
+    again.set_state(state)
+    assert same(whole[2:], take(again, 2))
