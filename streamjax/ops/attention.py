@@ -10,7 +10,9 @@ from jaxtyping import Array, Bool, Float, Int
 # the cache of a CPU: 2.5x faster than 256 rows at 4,096 tokens, forward and backward.
 BLOCKS = 16
 ROWS = 64
-CHUNK = 256  # queries against a cache at a time; the scores are CHUNK x slots
+CHUNK = 256  # queries against a cache at a time
+SLOTS = 512  # slots of a cache at a time; the scores are CHUNK x SLOTS
+LOWEST = -1e30  # in place of minus infinity: the difference of two of them is 0, not NaN
 
 
 def causal_attention(
@@ -49,17 +51,76 @@ def cached_attention(
 
     `mask` says which slots a query may read. `sink` = (queries, count) makes the first `count`
     slots be scored with queries of their own: the same queries rotated for the frame of positions
-    that the sink's keys live in (ops/cache.py). Longer chunks go CHUNK queries at a time.
+    that the sink's keys live in (ops/cache.py).
+
+    Slots are walked SLOTS at a time with a running softmax, and only where some query may read:
+    the cost follows what the cache holds, not what it could hold. At 8,192 slots this takes 0.65
+    times what one softmax over all of them takes on a CPU, whose caches a tile of scores fits.
+    Longer chunks go CHUNK queries at a time.
     """
     length = q.shape[2]
     if length <= CHUNK:
-        return _chunk(q, k, v, mask, sink)
+        return _walk(q, k, v, mask, sink)
     outputs = []
     for start in range(0, length, CHUNK):
         cut = slice(start, min(start + CHUNK, length))
         own = None if sink is None else (sink[0][:, :, cut], sink[1])
-        outputs.append(_chunk(q[:, :, cut], k, v, mask[:, cut], own))
+        outputs.append(_walk(q[:, :, cut], k, v, mask[:, cut], own))
     return jnp.concatenate(outputs, axis=2)
+
+
+def _walk(q, k, v, mask, sink):
+    """One chunk of queries over the slots, tile by tile."""
+    b, n, rows, h = q.shape
+    heads, slots = k.shape[1], k.shape[2]
+
+    def grouped(queries):
+        return queries.reshape(b, heads, -1, h)
+
+    def tile(carry, queries, keys, values, seen):
+        top, total, out = carry
+        scores = _scores(queries, keys)
+        seen = jnp.broadcast_to(seen[:, None, None], (b, heads, n // heads, *seen.shape[1:]))
+        scores = jnp.where(seen.reshape(scores.shape), scores, LOWEST)
+        new = jnp.maximum(top, scores.max(-1))
+        weights, fade = jnp.exp(scores - new[..., None]), jnp.exp(top - new)
+        more = jnp.einsum(
+            "bkrs,bksh->bkrh", weights.astype(values.dtype), values,
+            preferred_element_type=jnp.float32,
+        )  # fmt: skip
+        return new, total * fade + weights.sum(-1), out * fade[..., None] + more
+
+    count = heads, n // heads * rows
+    carry = (
+        jnp.full((b, *count), LOWEST, jnp.float32),
+        jnp.zeros((b, *count), jnp.float32),
+        jnp.zeros((b, *count, h), jnp.float32),
+    )
+    first = 0
+    if sink is not None:
+        first = sink[1]
+        carry = tile(carry, grouped(sink[0]), k[:, :, :first], v[:, :, :first], mask[:, :, :first])
+    size = min(SLOTS, slots - first)
+    tiles = -(-(slots - first) // size)
+    # The last tile starts early where tiles do not divide; what it repeats is masked.
+    starts = [min(first + i * size, slots - size) for i in range(tiles)]
+    wanted = jnp.stack([mask[:, :, at : at + size].any() for at in starts])
+    order = jnp.argsort(~wanted, stable=True)
+    starts = jnp.asarray(starts)
+    fresh = first + jnp.arange(tiles) * size
+    queries = grouped(q)
+
+    def step(i, carry):
+        at, new_from = starts[order[i]], fresh[order[i]]
+        keys, values = (jax.lax.dynamic_slice_in_dim(a, at, size, 2) for a in (k, v))
+        seen = jax.lax.dynamic_slice_in_dim(mask, at, size, 2)
+        seen &= at + jnp.arange(size) >= new_from
+        return tile(carry, queries, keys, values, seen)
+
+    _, total, out = jax.lax.fori_loop(0, wanted.sum(), step, carry)
+    # A row that may read nothing (padding) has a total of 0.
+    out = out / jnp.maximum(total, jnp.finfo(jnp.float32).tiny)[..., None]
+    return out.astype(v.dtype).reshape(b, n, rows, h)
 
 
 def _rows(q, k, v, query_ids, key_ids, start):
@@ -92,16 +153,13 @@ def _block(q, k, v, query_ids, key_ids, start):
     mask = mask[None]
     if query_ids is not None:
         mask = mask & (query_ids[:, :, None] == key_ids[:, None, :])
-    return _chunk(q, k, v, mask, None)
+    return _chunk(q, k, v, mask)
 
 
-def _chunk(q, k, v, mask, sink):
+def _chunk(q, k, v, mask):
     b, n, rows, h = q.shape
     groups = n // k.shape[1]
     scores = _scores(q, k)
-    if sink is not None:
-        own = _scores(sink[0], k[:, :, : sink[1]])
-        scores = jnp.concatenate([own, scores[..., sink[1] :]], axis=-1)
     scores = scores.reshape(b, -1, groups, rows, scores.shape[-1])
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
