@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from streamjax import __version__
+from streamjax.errors import InputError
 
 FILE = "README.md"
 BEGIN, END = "<!-- streamjax: written anew by every save -->", "<!-- streamjax: end -->"
@@ -43,12 +44,11 @@ def page(
     config: Mapping[str, Any],
     tensors: Mapping[str, Any],
     origin: str | None,
-    parity: Sequence[str] = (),
 ) -> str:
     """README.md for `folder`, starting from the one that is there.
 
     tensors: anything with shape and dtype. origin: of the weights, as the function above gives it.
-    parity: lines of Markdown that say what was measured and how; measured, never supposed.
+    Parity that was measured on other weights is dropped; `with_parity` says it anew.
     """
     top, body = _split(_read(folder / FILE))
     keys = _keys(top)
@@ -60,7 +60,7 @@ def page(
     if by_transformers:
         ours["pipeline_tag"] = "pipeline_tag: image-text-to-text\n"
     top += "".join(text for key, text in ours.items() if key not in keys)
-    section = _section(folder.name, config, tensors, keys | ours, parity)
+    section = _section(folder.name, config, tensors, keys | ours)
     start, end = body.find(BEGIN), body.find(END)
     if 0 <= start < end:
         body = body[:start] + section + body[end + len(END) :]
@@ -72,15 +72,13 @@ def page(
 
 
 def with_parity(text: str, parity: Sequence[str]) -> str:
-    """A page that `page` has written, with these lines of Markdown for its parity.
+    """A page that `page` has written, with lines of Markdown that say what was measured and how.
 
-    Raises ValueError when there is no part of ours in it.
+    Raises InputError when there is no part of ours in it.
     """
     start, end = text.find(BEGIN), text.find(END)
     if not 0 <= start < end:
-        raise ValueError(
-            f"no part that starts with {BEGIN!r}: save the folder with streamjax first"
-        )
+        raise InputError(f"{FILE}: no line {BEGIN!r}: save the folder with streamjax first")
     section = text[start:end].partition(_PARITY)[0].rstrip("\n")
     return "\n".join([text[:start] + section, "", _PARITY, "", *parity, "", text[end:]])
 
@@ -93,7 +91,6 @@ def _section(
     config: Mapping[str, Any],
     tensors: Mapping[str, Any],
     keys: Mapping[str, str],
-    parity: Sequence[str],
 ) -> str:
     count = sum(math.prod(tensor.shape) for tensor in tensors.values())
     kinds = ", ".join(sorted({str(tensor.dtype) for tensor in tensors.values()}))
@@ -124,8 +121,6 @@ def _section(
         ]
     else:
         lines += ["", f"The original's code loads the folder too, as `{classes[0]}`."]
-    if parity:
-        lines += ["", _PARITY, "", *parity]
     return "\n".join([*lines, "", END])
 
 

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 import streamjax as sj
+from streamjax.errors import InputError
 from streamjax.weights import card
 
 THEIRS = """---
@@ -100,7 +101,7 @@ def test_an_existing_card_keeps_all_but_our_part(folder):
     page.write_bytes(text.encode("utf-8", "surrogateescape"))
     sj.save(sj.load(folder), folder)  # other weights perhaps: what was measured goes
     assert page.read_bytes() == first + b"\nAfter.\n"
-    with pytest.raises(ValueError, match="save the folder with streamjax first"):
+    with pytest.raises(InputError, match="save the folder with streamjax first"):
         card.with_parity(THEIRS, [])
 
 
