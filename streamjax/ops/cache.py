@@ -182,12 +182,17 @@ def rebase(cache: KVCache, theta: float) -> KVCache:
 
     Positions in the ring grow as a stream goes on, and float32 angles coarsen with them: 0.005 of
     error in the logits at 860,000 (specs/performance.md 2). A stream does this every ~100,000.
+    Running numbers start anew with them, by whole turns of the ring.
     """
     cos, sin = rope_table(-cache.shift[:, None], _head_dim(cache), theta)
     room = cache.sink_slots
     k = _each_layer(lambda a: a.at[:, :, room:].set(rotate(a[:, :, room:], cos, sin)), cache.k)
     positions = cache.positions.at[:, room:].add(-cache.shift[:, None])
-    return dataclasses.replace(cache, k=k, positions=positions, shift=jnp.zeros_like(cache.shift))
+    around = cache.first // cache.ring * cache.ring  # every number keeps its slot
+    return dataclasses.replace(
+        cache, k=k, positions=positions, shift=jnp.zeros_like(cache.shift),
+        first=cache.first - around, end=cache.end - around,
+    )  # fmt: skip
 
 
 def evict(cache: KVCache, start: Any, stop: Any, theta: float) -> KVCache:
@@ -254,11 +259,14 @@ def cut(cache: KVCache, start: Any, stop: Any, theta: float) -> KVCache:
 
 def clear(cache: KVCache, rows: Bool[Array, " b"]) -> KVCache:
     """Makes the chosen rows empty again; what their slots hold is never seen and written over."""
-    counters = {
-        name: jnp.where(rows, 0, getattr(cache, name))
-        for name in ("sink", "first", "end", "next", "shift")
-    }
-    return dataclasses.replace(cache, **counters)
+
+    def emptied(counter):
+        return jnp.where(rows, 0, counter)
+
+    return dataclasses.replace(
+        cache, sink=emptied(cache.sink), first=emptied(cache.first), end=emptied(cache.end),
+        next=emptied(cache.next), shift=emptied(cache.shift),
+    )  # fmt: skip
 
 
 def _ring_position(cache: KVCache, number: Int[Array, " b"]) -> Int[Array, " b"]:

@@ -19,6 +19,7 @@ windowed dialogue that Streamo re-encodes:
 The book is kept on the host and knows no arrays: it says which tokens to read, keep and drop.
 """
 
+import copy
 import dataclasses
 from collections import deque
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ from streamjax.data.dialogue import user_content
 from streamjax.errors import InputError
 
 POLICIES = ("session", "full", "refill", "recent")
-MARGIN = 128  # sink slots for questions, beside those for the head
+MARGIN = 128  # tokens of standing questions that there is room for, at least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +59,10 @@ class Policy:
 
 @dataclasses.dataclass(eq=False)
 class Question:
-    """handle: what `ask` returned. at: seconds of the stream. tokens: once it has been put."""
+    """handle: what `ask` returned, 0 for a kept piece of a ready chunk, which nobody can withdraw.
+
+    at: seconds of the stream. tokens: once it has been put.
+    """
 
     handle: int
     text: str
@@ -102,8 +106,8 @@ class Work:
 class Book:
     """The bookkeeping of one stream. See the module's words for the layout.
 
-    tokenizer: None for token chunks. format: how the family writes a frame; visual: its tokens.
-    close: the id that ends an answer. capacity: tokens the cache holds besides the sink.
+    tokenizer: None for token chunks. format: how the family writes a frame. close: the id that ends
+    an answer.
     """
 
     def __init__(
@@ -135,12 +139,38 @@ class Book:
             self.pending = opening
             self._bare = not opening  # no system prompt: no line to end before the first turn
             self._header = self._ids(f"\n{chat.START}user\n")
-        self.sink_slots = 0
-        if policy.name == "session":
-            self.sink_slots = -(-(len(self.pending) + MARGIN) // 64) * 64
+        self.sink_slots = 0  # of the cache, under `session` and once there is one
+
+    def draft(self) -> "Book":
+        """A copy for the next turn, which takes this one's place when the turn has been taken."""
+        book = copy.copy(self)
+        book.head, book.sunk, book.spans = list(self.head), list(self.sunk), deque(self.spans)
+        if self.spans:  # its tokens go on
+            last = self.spans[-1]
+            book.spans[-1] = Span(last.questions, list(last.rest), last.features)
+        return book
+
+    def sink_wanted(self, keep: int = 0) -> int:
+        """Sink slots for the head and for what is asked so far; keep: of the first ready chunk."""
+        if self.policy.name != "session":
+            return 0
+        asked = sum(len(self._ids(f"{q.text}\n")) for q in self.waiting)
+        need = len(self.pending) + max(keep, 0) + max(asked + len(self._header), MARGIN)
+        return -(-need // 64) * 64
 
     def ask(self, text: str, at: float) -> int:
-        """Notes a question for the first turn at or after `at` seconds; its handle."""
+        """Notes a question for the first turn at or after `at` seconds; its handle.
+
+        Raises ValueError for one that the sink will not hold when its turn is forgotten.
+        """
+        if self.sink_slots:
+            head = len(self.head) or len(self.pending) + len(self._header)
+            count, room = len(self._ids(f"{text}\n")), self.sink_slots - head
+            if count > room:
+                raise ValueError(
+                    f"the question has {count} tokens and questions have room for {room}: ask it "
+                    "before the first frame, which makes room for it"
+                )
         self._handles += 1
         self.waiting.append(Question(self._handles, text, at))
         return self._handles
@@ -152,31 +182,39 @@ class Book:
         that stay, or None when nothing does. Raises ValueError for a handle that no question has.
         """
         for questions in (self.waiting, *(span.questions for span in self.spans), self.sunk):
-            if any(q.handle == handle for q in questions):
+            found = next((q for q in questions if q.handle == handle > 0), None)
+            if found is not None:
                 break
         else:
             raise ValueError(f"no question has the handle {handle}: it was withdrawn or forgotten")
-        (found,) = (q for q in questions if q.handle == handle)
-        where = self._slots_before(found) if questions is self.sunk else None
-        start = self._number_of(found)
-        questions.remove(found)
         if questions is self.waiting:
+            questions.remove(found)
             return None
         if self.policy.name in ("refill", "recent"):
+            questions.remove(found)
             self.stale = True
             return None
         count = len(found.tokens)
-        if where is not None:
-            total = self.held - (self.end - self.first) + count
+        if questions is self.sunk:
+            where, total = self._slots_before(found), self.in_sink
+            questions.remove(found)
             return [slot for slot in range(total) if not where <= slot < where + count]
+        start = self._number_of(found)
+        questions.remove(found)
         self.end -= count
         return start, start + count
 
     @property
+    def in_sink(self) -> int:
+        """Tokens in the sink."""
+        if not self.head_sunk:  # under `refill` the questions of forgotten turns are in the ring
+            return 0
+        return len(self.head) + sum(len(q.tokens) for q in self.sunk)
+
+    @property
     def held(self) -> int:
         """Tokens in the cache, the sink's included."""
-        sink = len(self.head) if self.head_sunk else 0
-        return sink + sum(len(q.tokens) for q in self.sunk) + self.end - self.first
+        return self.in_sink + self.end - self.first
 
     def turn(
         self, visual: int, capacity: int, spare: int, tokens: Any = None, keep: int = 0
@@ -230,6 +268,8 @@ class Book:
             )
         if self._ring + need > capacity or full or self.stale:
             least = window - 1 if full else len(self.spans)
+            if name == "refill" and self._ring + need > capacity:  # not at every turn from now on
+                least = min(least, len(self.spans) - self.policy.every)
             gone: list[Span] = []
             while len(self.spans) > 1 and (len(self.spans) > least or self._ring + need > capacity):
                 gone.append(self._forget(work))
@@ -281,11 +321,15 @@ class Book:
             work.moved = [-1 - n for n in both if n < 0]
             total -= count
 
+    def _crowd_out(self) -> None:
+        """The oldest questions make room for the newest."""
+        while len(self.sunk) > 1 and sum(len(q.tokens) for q in self.sunk) > MARGIN:
+            self.sunk.pop(0)
+
     def _read_again(self, work: Work) -> None:
         """All that is left, as reads into an empty row."""
         work.fresh, work.drop, work.moved, self.stale = True, 0, [], False
-        while sum(len(q.tokens) for q in self.sunk) > MARGIN:
-            self.sunk.pop(0)
+        self._crowd_out()
         front = self.head + [token for q in self.sunk for token in q.tokens]
         work.reads = [(front, [])]
         work.reads += [(span.tokens, [span.features]) for span in self.spans]
@@ -296,8 +340,12 @@ class Book:
         if tokens is not None:
             raise ValueError("policy 'recent' writes its own prompt: give a tokenizer, not tokens")
         now = self.index / self.fps + 1e-6
-        self.sunk += [q for q in self.waiting if q.at <= now]
+        due = [q for q in self.waiting if q.at <= now]
         self.waiting = [q for q in self.waiting if q.at > now]
+        for question in due:
+            question.tokens = self._ids(f"{question.text}\n")
+        self.sunk += due
+        self._crowd_out()
         self.spans.append(Span([], [self.index]))  # `rest` is the frame's number here
         while len(self.spans) > self.policy.window:
             self.spans.popleft()
@@ -337,8 +385,15 @@ class Book:
                     f"the chunk has {chunk.count(pad)} placeholders ({pad}), wanted 1, or "
                     f"{visual}: one per visual token"
                 )
-            kept = [Question(0, "", 0.0, chunk[:keep])] if keep else []
-            return chunk, 0, kept
+            at = chunk.index(pad)
+            if any(token != pad for token in chunk[at : at + visual]):
+                raise ValueError(f"the chunk's placeholders ({pad}) are not side by side")
+            self._check_keep(keep, at)
+            if not self.index:  # the system prompt: it belongs to the head
+                return chunk, keep, []
+            return chunk, 0, [Question(0, "", 0.0, chunk[:keep])] if keep else []
+        if keep:
+            raise ValueError(f"keep is {keep} without tokens: it counts those of a ready chunk")
         now = self.index / self.fps + 1e-6
         due = [q for q in self.waiting if q.at <= now]
         self.waiting = [q for q in self.waiting if q.at > now]
@@ -355,6 +410,14 @@ class Book:
             stop = max(_shared(chunk, self._ids(text)), at)
             question.tokens, at = chunk[at:stop], stop
         return chunk, words_at, due
+
+    def _check_keep(self, keep: int, at: int) -> None:
+        """at: where the frame stands in the chunk."""
+        if not 0 <= keep <= at:
+            raise ValueError(f"keep is {keep}, wanted 0 to {at}, the tokens before the frame")
+        room = self.sink_slots - (len(self.head) or len(self.pending))
+        if self.sink_slots and keep > room:
+            raise ValueError(f"keep is {keep}, wanted at most {room}: the sink has no more room")
 
     def _placeholder(self) -> int:
         if isinstance(self.format.placeholder, int):

@@ -17,7 +17,8 @@ class Thresholds:
     Having spoken, a stream speaks again only after P(Response) has once been below
     `respond - hysteresis`: one event then gets one answer, however long it lasts. None for
     `hysteresis` never holds it back. Probabilities are those of the three states among themselves.
-    Raises ValueError for numbers outside of 0..1.
+    Raises ValueError for numbers outside of 0..1, and for a hysteresis that is not below `respond`:
+    no probability would let the stream speak a second time.
     """
 
     respond: float = 0.5
@@ -29,6 +30,11 @@ class Thresholds:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name} is {value}, wanted a probability between 0 and 1")
+        if self.hysteresis is not None and self.hysteresis >= self.respond:
+            raise ValueError(
+                f"hysteresis is {self.hysteresis}, wanted below respond={self.respond}: it would "
+                "speak once and never again"
+            )
 
 
 class Decider:

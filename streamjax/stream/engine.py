@@ -17,8 +17,8 @@ from streamjax.stream import program
 from streamjax.stream.book import Book, Work
 from streamjax.stream.sampling import Knobs
 
-TEXT_BUCKETS = (8, 32, 64, 128, 256, 512)  # text tokens of a chunk, padded to one of these
-RINGS = (512, 2048, 8192)  # slots a cache grows through on its way to its capacity
+TEXT_BUCKETS = (8, 16, 32, 64, 128, 256, 512)  # text tokens of a chunk, padded to one of these
+RINGS = (512, 2048, 8192, 32768, 131072)  # slots a cache grows through on its way to its capacity
 REBASE_AT = 100_000  # positions; specs/performance.md section 2
 READ = 512  # tokens read back at a time, at least
 
@@ -63,7 +63,17 @@ class Engine:
     def turn(
         self, books: Mapping[int, Book], pixels: Mapping[int, np.ndarray], work: Mapping[int, Work]
     ) -> tuple[np.ndarray, Any]:
-        """Carries out the rows' work: the states' probabilities [rows 3], and visual tokens."""
+        """Carries out the rows' work: the states' probabilities [rows 3], and visual tokens.
+
+        Raises ValueError, before anything has changed, for more text behind a frame than one step
+        takes.
+        """
+        for w in work.values():
+            behind = len(w.tokens) - w.tokens.index(self.placeholder) - self.visual
+            if behind > TEXT_BUCKETS[-1]:
+                raise ValueError(
+                    f"{behind} tokens of text behind the frame, wanted {TEXT_BUCKETS[-1]} at most"
+                )
         if any(w.fresh for w in work.values()):
             fresh = self._mask(row for row, w in work.items() if w.fresh)
             self.cache = program.forget_all(fresh, self.cache)
@@ -71,17 +81,12 @@ class Engine:
         self._grow(books, work)
         for row, w in work.items():
             self._read_back(row, w.reads)
-            if w.kept is not None:
-                self._pin(books, row, w)
-        if any(self._too_long(w) for w in work.values()):
-            for row, w in work.items():
-                self._split(row, w)
+        if any(w.kept is not None for w in work.values()):
+            self._pin(work)
+        for row, w in work.items():
+            self._split(row, w)
         longest = max(len(w.tokens) - self.visual for w in work.values())
-        bucket = next((b for b in TEXT_BUCKETS if b >= longest), None)
-        if bucket is None:
-            raise ValueError(
-                f"{longest} tokens of text behind the frame, wanted {TEXT_BUCKETS[-1]} at most"
-            )
+        bucket = next(b for b in TEXT_BUCKETS if b >= longest)
         arguments = self._padded(
             {row: w.tokens for row, w in work.items()}, self.visual + bucket,
             {row: w.drop for row, w in work.items()},
@@ -103,19 +108,18 @@ class Engine:
         words, count = np.asarray(words), np.asarray(count)
         return {row: words[row, : count[row]].tolist() for row in first}
 
-    def cut(self, row: int, start: int, stop: int) -> None:
-        """Forgets the tokens start <= number < stop of a row's ring."""
-        spans = np.zeros((2, self.rows), np.int32)
-        spans[:, row] = start, stop
-        # Other rows cut nothing at their own end: any number that they hold.
-        ends = np.asarray(self.cache.end)
-        others = np.arange(self.rows) != row
-        spans[:, others] = ends[others]
+    def cut(self, row: int, book: Book, start: int, stop: int) -> None:
+        """Forgets the tokens start <= number < stop of a row's ring; the book has done so."""
+        spans = np.zeros((2, self.rows), np.int32)  # an empty span, wherever it stands, is nothing
+        # Counted from the end: the book goes on where re-basing lets the cache start anew.
+        end = int(np.asarray(self.cache.end)[row])
+        behind = book.end + (stop - start)
+        spans[:, row] = end - (behind - start), end - (behind - stop)
         self.cache = program.cut(self._form, self._leaves, *spans, self.cache)
 
-    def keep(self, books: Mapping[int, Book], row: int, slots: Sequence[int]) -> None:
+    def keep(self, row: int, slots: Sequence[int]) -> None:
         """Leaves only these slots in a row's sink, in this order."""
-        self._pin(books, row, Work([], kept=list(slots)))
+        self._pin({row: Work([], kept=list(slots))})
 
     def clear(self, row: int) -> None:
         """Makes a row empty for the next stream: its cache, and what the tower remembers."""
@@ -185,20 +189,20 @@ class Engine:
 
         return jax.tree.map(gather, *features)
 
-    def _pin(self, books: Mapping[int, Book], row: int, work: Work) -> None:
-        """Gives a row's sink new content; the other rows keep theirs."""
-        keep = np.full((self.rows, self.cache.sink_slots), -1, np.int32)
-        for other, book in books.items():
-            count = book.held - (book.end - book.first)
-            keep[other, :count] = np.arange(count)
-        moved = [self.cache.sink_slots + n % self.cache.ring for n in work.moved]
-        slots = [*(work.kept or ()), *moved]
-        keep[row] = -1
-        keep[row, : len(slots)] = slots
+    def _pin(self, work: Mapping[int, Work]) -> None:
+        """Gives rows' sinks new content, where their work says so; the others keep theirs."""
+        place = np.arange(self.cache.sink_slots)
+        keep = np.where(place < np.asarray(self.cache.sink)[:, None], place, -1).astype(np.int32)
         drop = np.zeros(self.rows, np.int32)
-        drop[row] = work.drop
+        for row, w in work.items():
+            if w.kept is None:
+                continue
+            moved = [self.cache.sink_slots + n % self.cache.ring for n in w.moved]
+            slots = [*w.kept, *moved]
+            keep[row] = -1
+            keep[row, : len(slots)] = slots
+            drop[row], w.drop = w.drop, 0
         self.cache = program.pin(self._form, self._leaves, keep, drop, self.cache)
-        work.drop = 0
 
     def _too_long(self, work: Work) -> bool:
         return len(work.tokens) - self.visual > TEXT_BUCKETS[-1]

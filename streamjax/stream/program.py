@@ -99,6 +99,8 @@ def speak(form: Form, leaves, first, active, cache, knobs, limit: int):
     holds `first` and all of them but the last one where `limit` cut the answer.
     """
     model = form.model(leaves)
+    # A word that stands for a visual token would be a frame that is not there.
+    never = jnp.asarray([i for i in model.placeholders if i >= 0], jnp.int32)
     stops = jnp.asarray(form.stop_ids)
     rows = jnp.arange(len(first))
 
@@ -111,7 +113,7 @@ def speak(form: Form, leaves, first, active, cache, knobs, limit: int):
         hidden, cache = model.decoder.extend(
             model.embed(token[:, None]), cache, lengths=(~done).astype(jnp.int32)
         )
-        logits = model.decoder.logits(hidden)[:, 0]
+        logits = model.decoder.logits(hidden)[:, 0].at[:, never].set(-jnp.inf)
         if knobs is None:
             token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         else:

@@ -70,7 +70,8 @@ def pick(
     logits = jnp.where(said, lowered, logits)
     best = jnp.argmax(logits, axis=-1)
     warm = knobs.temperature > 0
-    scaled = logits / jnp.where(warm, knobs.temperature, 1.0)[:, None]
+    below = logits - jnp.max(logits, axis=-1, keepdims=True)  # no temperature is too low for it
+    scaled = below / jnp.where(warm, knobs.temperature, 1.0)[:, None]
     order = jnp.argsort(-scaled, axis=-1)
     shares = jax.nn.softmax(jnp.take_along_axis(scaled, order, axis=-1), axis=-1)
     before = jnp.cumsum(shares, axis=-1) - shares  # of the likelier words: 0 for the likeliest

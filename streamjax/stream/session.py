@@ -91,8 +91,9 @@ class Batch:
     ):
         if not isinstance(model, VideoLM):
             raise ValueError(f"cannot stream a {type(model).__name__}, wanted a video LLM")
-        if slots < 1:
-            raise ValueError(f"slots is {slots}, wanted at least 1")
+        for name, number in (("slots", slots), ("max_new_tokens", max_new_tokens)):
+            if number < 1:
+                raise ValueError(f"{name} is {number}, wanted at least 1")
         if tokenizer is None and model.assets.tokenizer is not None and state_ids is None:
             tokenizer = _tokenizer_of(model.assets.tokenizer)
         if tokenizer is None and (state_ids is None or end_id is None):
@@ -132,14 +133,21 @@ class Batch:
         settings = getattr(self.tokenizer, "init_kwargs", {})
         if system is None:
             system = settings.get("system_prompt", DEFAULT_SYSTEM_PROMPT)
+        chat.check_words(system, "the system prompt")
         book = Book(
             self.policy, tokenizer=self.tokenizer, format=self.format, system=system,
             close=self.stop_ids[0], fps=fps,
         )  # fmt: skip
         session = Session(self, free[0], book, sampling or Sampling(), Decider(thresholds))
-        self._sessions[free[0]] = session
         if self._engine is not None:
+            book.sink_slots = slots = self._engine.cache.sink_slots
+            if book.sink_wanted() and len(book.pending) >= slots:
+                raise ValueError(
+                    f"the system prompt has {len(book.pending)} tokens, wanted below {slots}: the "
+                    "first stream's made that room"
+                )
             self._engine.clear(free[0])
+        self._sessions[free[0]] = session
         return session
 
     def push(
@@ -165,9 +173,12 @@ class Batch:
         for session, frame in frames.items():
             pixels[session._row], grid = self._frames(frame)
             if self._engine is None:
-                self._open(grid)
+                kept = [min(k, np.size((tokens or {}).get(s, ()))) for s, k in (keep or {}).items()]
+                self._open(grid, max(kept, default=0))
         engine, work = self._engine, {}
         books = {row: session._book for row, session in self._sessions.items()}
+        # Booked on copies: a turn that cannot be taken, of any of the streams, leaves them as is.
+        books |= {row: session._book.draft() for row, session in by_row.items()}
         for row, session in by_row.items():
             chunk = (tokens or {}).get(session)
             kept = (keep or {}).get(session, 0)
@@ -176,6 +187,8 @@ class Batch:
             )
         prepared = time.perf_counter()
         shares, features = engine.turn(books, pixels, work)
+        for row, session in by_row.items():
+            session._book = books[row]
         decided = time.perf_counter()
         states = {row: s._decide(shares[row].tolist()) for row, s in by_row.items()}
         answers = {row: [self.state_ids[state]] for row, state in states.items()}
@@ -203,11 +216,11 @@ class Batch:
             )  # fmt: skip
         return turns
 
-    def _open(self, grid: tuple[int, int, int]) -> None:
+    def _open(self, grid: tuple[int, int, int], keep: int) -> None:
         (visual,) = self._model.visual_tokens([grid])
         limit = self._model.config.decoder.max_position_embeddings
         head = max(len(s._book.pending) for s in self._sessions.values())
-        sink = max(s._book.sink_slots for s in self._sessions.values())
+        sink = max(s._book.sink_wanted(keep) for s in self._sessions.values())
         spare = self.max_new_tokens + 512 + visual
         capacity = self._capacity
         if capacity is None:
@@ -221,11 +234,16 @@ class Batch:
                 f"capacity is {capacity} tokens, wanted room for the system prompt ({head}), a "
                 f"frame ({visual}) and an answer ({self.max_new_tokens})"
             )
+        self._make(grid, capacity, sink)
+
+    def _make(self, grid: tuple[int, int, int], capacity: int, sink: int) -> None:
         self._engine = Engine(
             self._model, rows=self.slots, grid=grid, capacity=capacity, sink_slots=sink,
             tower_window=self._tower_window, state_ids=self.state_ids, stop_ids=self.stop_ids,
             max_new_tokens=self.max_new_tokens,
         )  # fmt: skip
+        for session in self._sessions.values():
+            session._book.sink_slots = sink
 
     def _knobs(self, speaking: Iterable[int]) -> Any:
         """How the words are drawn; None, a cheaper program, where all that speak are greedy."""
@@ -285,17 +303,19 @@ class Session:
         """Puts a question with the next frame, or with the first one at or after `at` seconds.
 
         Several may stand at once; the handle that is returned takes this one back (`withdraw`).
-        Raises ValueError for an empty question, one that would end the turn, a closed stream, and
-        without a tokenizer.
+        Raises ValueError for an empty question, one that contains a mark of the dialogue or of a
+        frame, one too long to be kept, a closed stream, and without a tokenizer.
         """
         self._check_open()
         if self.tokenizer is None:
             raise ValueError("no tokenizer: put the question's tokens into push(frame, tokens=...)")
-        if not text.strip():
-            raise ValueError("the question is empty, wanted words")
-        chat.check_words(text, "the question")
+        chat.check_question(text)
+        placeholders = self._batch._model.placeholders
+        if any(i in placeholders for i in self.tokenizer(text)["input_ids"]):
+            raise ValueError("the question contains the mark of a frame's tokens: reword")
+        # A blank line in front would become one token with the newline that ends the header.
         when = None if at is None else float(at)
-        handle = self._book.ask(text, -1.0 if when is None else when)
+        handle = self._book.ask(text.strip(), -1.0 if when is None else when)
         self._asked.append(Asked(handle, text, when))
         return handle
 
@@ -310,10 +330,9 @@ class Session:
         self._withdrawn.append(handle)
         engine = self._batch._engine
         if isinstance(gone, tuple):
-            engine.cut(self._row, *gone)
+            engine.cut(self._row, self._book, *gone)
         elif gone is not None:
-            books = {row: s._book for row, s in self._batch._sessions.items()}
-            engine.keep(books, self._row, gone)
+            engine.keep(self._row, gone)
 
     def push(self, frame: Any, tokens: Any = None, *, keep: int = 0) -> Turn:
         """Watches one more frame and decides.
