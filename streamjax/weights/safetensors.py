@@ -137,7 +137,7 @@ def read_folder(folder: Path | str) -> tuple[dict[str, Stored], dict[str, str]]:
         found = f"found {', '.join(pickles)}" if pickles else "found neither"
         raise FileNotFoundError(
             f"{folder}: no weights: wanted {FILE} or {INDEX}, {found}"
-            + (": convert the pickles with convert/ first" if pickles else "")
+            + (": convert the pickles with convert/pickled.py first" if pickles else "")
         )
     try:
         index = json.loads((folder / INDEX).read_text())
