@@ -290,3 +290,46 @@ def test_a_tensor_that_cannot_be_made_leaves_no_folder(folder, tmp_path):
     with pytest.raises(InputError, match="truncated while it was read"):
         sj.save(model, tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
+
+
+def damage_shard(change):
+    """A change of the tensors of the second shard."""
+
+    def do(folder):
+        path = folder / "model-00002-of-00003.safetensors"
+        tensors, metadata = safetensors.read_file(path)
+        name = min(n for n in tensors if n.endswith("proj.weight"))
+        safetensors.write_file(path, tensors | {name: change(tensors[name])}, metadata)
+
+    return do
+
+
+def cut(folder):
+    path = folder / "model-00002-of-00003.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def lead_out(folder):
+    path = folder / safetensors.INDEX
+    path.write_text(path.read_text().replace("model-00002", "../model-00002"))
+
+
+@pytest.mark.parametrize(
+    ("do", "message"),
+    [
+        (cut, "model-00002-of-00003.safetensors: truncated: tensor"),
+        (lambda f: (f / "model-00003-of-00003.safetensors").unlink(), "00003.safetensors: missing, but"),
+        (lead_out, "names the file '../model-00002-of-00003.safetensors', wanted one in the same"),
+        (damage_shard(lambda a: a * np.nan), "proj.weight holds values that are not finite"),
+        (damage_shard(lambda a: a.view(np.int16)), "proj.weight has dtype int16, wanted a float type"),
+        (damage_shard(lambda a: a.T[:-1]), r"proj.weight has shape \[\d+, \d+\], wanted \[\d+, \d+\]"),
+        (lambda f: configure(f, model_type="qwen2_vl"), "'qwen2_vl', wanted one of timesformer, .*qwen3_vl, internvl"),
+    ],
+)  # fmt: skip
+def test_a_video_language_model_in_shards_that_is_wrong(golden, tmp_path, do, message):
+    folder = tmp_path / "model"
+    shutil.copytree(golden / "qwen2_5_vl_tied_sharded", folder)
+    do(folder)
+    with pytest.raises((InputError, FileNotFoundError), match=message) as error:
+        sj.load(folder)
+    assert "\n" not in str(error.value) and str(folder) in str(error.value)
