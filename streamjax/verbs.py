@@ -43,23 +43,40 @@ def demo(
     run(folder, fast=fast, resume=resume, effort=effort)
 
 
-def train(recipe: Place[str], overrides: Place[tuple[str, ...]] = (), /, run: Path | None = None):
+def train(
+    recipe: Place[str],
+    overrides: Place[tuple[str, ...]] = (),
+    /,
+    run: Path | None = None,
+    tiny: bool = False,
+):
     """Trains by a recipe, or goes on where the run stopped, and prints the last row of metrics.
 
     Example: streamjax train demo_assistant optim.lr=1e-3 steps=500
 
+    Example: streamjax train streamo_qwen25vl_3b base=Qwen2.5-VL-3B-Instruct videos=videos/
+
+    Example: streamjax train streamo_qwen25vl_3b --tiny
+
     Args:
         recipe: A recipe's file, or the name of one in configs/.
-        overrides: Changes to the recipe, as dotted.key=value.
+        overrides: What the recipe asks for (base=path), and changes to it as dotted.key=value.
         run: The run's folder; without it runs/ and the recipe's name.
+        tiny: The recipe with a tiny model on a small world made on the spot, in a minute or two,
+            exported to hf/ in the run's folder; of recipes that have one.
     """
     from streamjax.train.loop import train
     from streamjax.train.recipes import load_recipe
 
-    config = load_recipe(recipe, overrides)
+    config = load_recipe(recipe, overrides, run=run, **({"tiny": True} if tiny else {}))
     done = train(config, run or Path("runs") / config.name)
     print(json.dumps(dict(done.metrics)))
     print(f"run in {done.run_dir}", file=sys.stderr)
+    if tiny:
+        import streamjax as sj
+
+        sj.save(sj.load(done.run_dir), done.run_dir / "hf")
+        print(f"exported to {done.run_dir / 'hf'}", file=sys.stderr)
 
 
 def stream(
@@ -222,28 +239,47 @@ def bench(
     what: Place[Literal["encode", "stream"]],
     /,
     window: tuple[int, ...] = (16, 64),
+    family: Literal["llava_streamformer", "qwen2_5_vl", "qwen3_vl", "internvl"] = (
+        "llava_streamformer"
+    ),
+    context: tuple[int, ...] = (1024, 4096, 8192),
     dtype: Literal["float32", "bfloat16"] = "float32",
     size: Literal["base", "tiny"] = "base",
     frames: int = 20,
+    peers: bool = False,
 ):
     """Times a streaming frame beside its floor: the model's matrix products alone, and the bytes of
     its cache at this machine's read bandwidth, measured in the same run. Medians, in milliseconds.
+    Of the other families it times a silent turn under each window policy.
 
     Example: streamjax bench encode --window 16 64 --dtype bfloat16
+    Example: streamjax bench stream --family qwen2_5_vl --context 1024 4096 8192 --peers
 
     Args:
         what: A StreamFormer (encode), or an assistant with tower and language model (stream).
         window: Frames (encode) or turns (stream) remembered; a row each.
+        family: The assistant's family; those of real video LLMs take --context for --window.
+        context: Tokens remembered, for those families; a table each.
         dtype: Of the parameters and the computation.
         size: base is StreamFormer's own (224 pixels, 12 layers of 768), tiny a smoke test.
         frames: Frames timed for each row.
+        peers: Runs benchmarks/vlm_stream.py of the repository instead, which times transformers
+            (growing cache, and reading the window again) on the same weights in the same run.
     """
     import jax.numpy as jnp
 
     from streamjax import bench
 
-    if min(window, default=0) < 2 or frames < 1:
-        raise InputError(f"--window {window} --frames {frames}: wanted windows >= 2, frames >= 1")
+    if min(window, default=0) < 2 or frames < 1 or min(context, default=0) < 1:
+        raise InputError(
+            f"--window {window} --context {context} --frames {frames}: wanted windows >= 2, "
+            "contexts and frames >= 1"
+        )
+    if family != "llava_streamformer" and what == "stream":
+        _bench_family(family, context, dtype, size, frames, peers)
+        return
+    if peers or family != "llava_streamformer":
+        raise InputError("--peers and --family are for: bench stream --family qwen2_5_vl and others")
     run = bench.bench_encode if what == "encode" else bench.bench_stream
     rows = []
     with _counting("windows", len(window)) as counted:
@@ -251,6 +287,33 @@ def bench(
             rows.append(run(size, jnp.dtype(dtype), size_of_window, frames))
             counted(len(rows), len(window))
     print(bench.table(rows, "frames" if what == "encode" else "turns"))
+
+
+def _bench_family(family, context, dtype, size, frames, peers):
+    import subprocess
+    import sys
+
+    import jax.numpy as jnp
+
+    from streamjax import bench_families
+
+    if peers:
+        script = Path("benchmarks/vlm_stream.py")
+        if not script.is_file():
+            raise InputError(f"--peers: {script} is not here: run it from a clone of the repository")
+        command = [sys.executable, str(script), "--family", family, "--size", size, "--turns",
+                   str(frames), "--dtype", dtype, "--context", *map(str, context)]  # fmt: skip
+        if subprocess.run(command).returncode:
+            raise RuntimeError(f"{script} failed; its message stands above")
+        return
+    tables = []
+    with _counting("contexts", len(context)) as counted:
+        for tokens in context:
+            cycles = -(-frames // bench_families.EVERY)
+            rows = bench_families.bench_policies(family, size, jnp.dtype(dtype), tokens, cycles)
+            tables.append(bench_families.policy_table(rows))
+            counted(len(tables), len(context))
+    print("\n\n".join(tables))
 
 
 def doctor():

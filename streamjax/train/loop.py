@@ -90,6 +90,7 @@ def train(
     try:
         with jax.set_mesh(mesh), checkpoint.open_run(run_dir, keep=keep) as checkpoints:
             start, state = _begin(setup, checkpoints, data)
+            setup = setup._replace(make=_begun)  # lets go of loaded weights
             rows_file = MetricsFile(run_dir / "metrics.jsonl", start)
             run = _Run(config, setup, mesh, data, checkpoints, rows_file)
             shown = progress if shard[0] == 0 else displays.silent
@@ -241,6 +242,10 @@ def _begin(
     params, frozen = nnx.split_state(model, lambda path, _: path in trained, ...)
     number = jax.device_put(np.int32(step), setup.shardings.step)
     return step, TrainState(number, params, frozen, opt_state)
+
+
+def _begun() -> TrainState:
+    raise RuntimeError("the run has begun: its state was made")
 
 
 def _write_recipe(config: TrainConfig, run_dir: Path, resume: bool) -> None:

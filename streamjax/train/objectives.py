@@ -12,7 +12,9 @@ from streamjax.data.dense import FRAME_ASPECTS, PATCH_ASPECTS
 from streamjax.losses import chunked_stream_loss
 from streamjax.losses.alignment import dense_alignment
 from streamjax.models.layers import parameter
+from streamjax.models.qwen_vision import VisionPlan
 from streamjax.models.streamformer import StreamFormer
+from streamjax.models.vlm import VideoLM
 
 Batch = Mapping[str, jax.Array]
 
@@ -98,9 +100,45 @@ def assist(
     hidden = model.decoder(model.embed(tokens, features), positions)
     # One segment a row: alpha counts the states of that dialogue alone.
     rows = jnp.broadcast_to(jnp.arange(b * k, dtype=jnp.int32)[:, None], tokens.shape)
+    return _spoken(hidden, model, labels, rows, state_ids, kind=kind, gamma=gamma)
+
+
+def converse(
+    model: VideoLM,
+    batch: Batch,
+    *,
+    state_ids: tuple[int, int, int],
+    kind: str = "focal",
+    gamma: float = 2.0,
+    alpha: str | None = "present",
+):
+    """Streamo's loss over dialogues with frames, every dialogue weighted by its own states.
+
+    batch: rows of `data.rows.Rows`; frames are normalised here, as `model.assets.processor` says.
+    kind, gamma, alpha: of `losses.stream_loss`. specs/streamo.md sections 5 and 7.
+    """
+    processor, pixels = model.assets.processor, batch["pixels"]
+    mean, std = (
+        np.reshape(a, (3, *[1] * (pixels.ndim - 3))).astype(np.float32)
+        for a in (processor.mean, processor.std)
+    )
+    pixels = (pixels.astype(jnp.float32) / 255 - mean) / std
+    plan, positions = None, None
+    if "positions" in batch:  # patches [b p 3 d]
+        pixels = pixels.reshape(*pixels.shape[:2], -1)
+        plan = VisionPlan.of({k.removeprefix("plan_"): a for k, a in batch.items()})
+        positions = batch["positions"].swapaxes(0, 1)
+    segments = batch["segments"]
+    hidden = model.hidden(batch["tokens"], pixels, plan, segments=segments, positions=positions)
+    return _spoken(
+        hidden, model, batch["labels"], segments, state_ids, kind=kind, gamma=gamma, alpha=alpha
+    )
+
+
+def _spoken(hidden, model, labels, segments, state_ids, **weights):
+    """What is paid for the answers, and how many of them and of the states are right."""
     loss, found = chunked_stream_loss(
-        hidden, model.head_kernel(), labels, state_ids, kind=kind, gamma=gamma, segments=rows,
-        normalizer=1.0,
+        hidden, model.head_kernel(), labels, state_ids, segments=segments, normalizer=1.0, **weights
     )  # fmt: skip
     metrics = {
         "accuracy": (found.correct, found.tokens),

@@ -6,6 +6,7 @@ import difflib
 import functools
 import hashlib
 import importlib.resources
+import inspect
 import re
 import types
 from collections.abc import Iterable, Mapping
@@ -19,22 +20,51 @@ from streamjax.train.config import TrainConfig
 
 C = TypeVar("C")
 
+_FIELDS = tuple(field.name for field in dataclasses.fields(TrainConfig))
 
-def load_recipe(name: str | Path, overrides: Iterable[str] = (), **arguments: Any) -> TrainConfig:
+
+def load_recipe(
+    name: str | Path, overrides: Iterable[str] = (), *, run: str | Path | None = None,
+    **arguments: Any,
+) -> TrainConfig:  # fmt: skip
     """The TrainConfig of a recipe file, or of the shipped recipe of that name, with overrides.
 
-    `arguments` go to the recipe's `config`, whose parameters all have defaults.
+    `arguments` go to the recipe's `config`, whose parameters all have defaults; so does an override
+    without a dot that bears a parameter's name (`base=path`). run: the run's folder, for a recipe
+    whose `config` has a parameter of that name, because it writes there.
 
     Raises FileNotFoundError when there is no such file or name; InputError when the file does not
-    define `config()` or an override is wrong (`override` tells how).
+    define `config()`, has no parameter for an argument, or an override is wrong (`override` tells
+    how).
     """
     module = load_module(name)
-    config = module.config(**arguments) if hasattr(module, "config") else None
+    make = getattr(module, "config", None)
+    if make is None:
+        raise InputError(f"{module.__file__}: wanted `def config() -> TrainConfig`, found none")
+    kinds = get_type_hints(make)
+    known = inspect.signature(make).parameters
+    for key in arguments:
+        if key not in known:
+            raise InputError(f"recipe {name} has no {key!r}, only {', '.join(known) or 'nothing'}")
+    if run is not None and "run" in known:
+        arguments["run"] = run
+    rest = []
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or "." in key or (key not in known and key in _FIELDS):
+            rest.append(text)
+        elif key == "run":
+            raise InputError(f"override {text!r}: the run's folder is said as --run {value}")
+        elif key in known:
+            arguments[key] = _parsed(value, kinds.get(key, str), key)
+        else:
+            raise InputError(f"override {key!r}: {_unknown(key, [*known, *_FIELDS])}")
+    config = make(**arguments)
     if not isinstance(config, TrainConfig):
         raise InputError(
             f"{module.__file__}: wanted `def config() -> TrainConfig`, found {config!r}"
         )
-    return override(config, overrides)
+    return override(config, rest)
 
 
 def load_module(name: str | Path) -> types.ModuleType:
@@ -127,9 +157,7 @@ def _digest(data: bytes) -> str:
 def _replaced(config: Any, keys: list[str], value: str, full: str) -> Any:
     names = [f.name for f in dataclasses.fields(config)]
     if keys[0] not in names:
-        near = difflib.get_close_matches(keys[0], names, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
-        raise InputError(f"override {full!r}: unknown key {keys[0]!r}, {hint}")
+        raise InputError(f"override {full!r}: {_unknown(keys[0], names)}")
     old = getattr(config, keys[0])
     nested = dataclasses.is_dataclass(old)
     if len(keys) > 1:
@@ -142,6 +170,12 @@ def _replaced(config: Any, keys: list[str], value: str, full: str) -> Any:
     else:
         new = _parsed(value, get_type_hints(type(config))[keys[0]], full)
     return dataclasses.replace(config, **{keys[0]: new})
+
+
+def _unknown(key: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+    return f"unknown key {key!r}, {hint}"
 
 
 def _parsed(text: str, kind: Any, key: str) -> Any:

@@ -32,7 +32,10 @@ class TrainState:
 
 
 class Setup(NamedTuple):
-    """A run before its first step: `make()` gives a fresh state, laid out as `shardings`."""
+    """A run before its first step: `make()` gives a fresh state, laid out as `shardings`.
+
+    Once, where weights were loaded: the state takes their memory. Until then the setup holds them.
+    """
 
     graphdef: Any
     tx: optax.GradientTransformation
@@ -51,8 +54,13 @@ def set_up(config: TrainConfig, mesh: Mesh) -> Setup:
     def build() -> nnx.Module:
         return config.model(nnx.Rngs(config.seed))
 
-    # Loaded weights are read once, here, and are never constants of a program.
-    model = build() if config.weights == "loaded" else nnx.eval_shape(build)
+    if config.weights == "loaded":
+        # Read once, here, and never constants of a program; under the mesh, so that what is larger
+        # than one device can be read to where it belongs.
+        with jax.set_mesh(mesh):
+            model = build()
+    else:
+        model = nnx.eval_shape(build)
     wanted = trainable_filter(config, nnx.state(model))
     graphdef, params, frozen = nnx.split(model, wanted, ...)
     shapes: Any = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (params, frozen))
@@ -70,7 +78,7 @@ def set_up(config: TrainConfig, mesh: Mesh) -> Setup:
         hurry = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
         if config.weights == "loaded":
             placed = jax.device_put((params, frozen), (shardings.params, shardings.frozen))
-            return jax.jit(begin, out_shardings=shardings)(*placed)
+            return jax.jit(begin, out_shardings=shardings, donate_argnums=(0, 1))(*placed)
         draw = jax.jit(
             lambda: begin(*nnx.split(build(), wanted, ...)[1:]),
             out_shardings=shardings,
@@ -90,15 +98,15 @@ def trainable_filter(config: TrainConfig, state: nnx.State) -> Callable[[tuple, 
     parts = sorted({str(part) for path in paths for part in path})
     for key in ("trainable", "frozen"):
         for name in getattr(config, key):
-            if not any(_named(path, name) for path in paths):
+            if not any(named(path, name) for path in paths):
                 near = difflib.get_close_matches(name.split("/")[-1], parts, n=1)
                 hint = f"did you mean {near[0]!r}" if near else f"the parts are {', '.join(parts)}"
                 raise InputError(f"{key}: no parameter's path holds {name!r}: {hint}")
 
     def wanted(path: tuple, value: Any) -> bool:
-        if not isinstance(value, nnx.Param) or any(_named(path, n) for n in config.frozen):
+        if not isinstance(value, nnx.Param) or any(named(path, n) for n in config.frozen):
             return False
-        return not config.trainable or any(_named(path, n) for n in config.trainable)
+        return not config.trainable or any(named(path, n) for n in config.trainable)
 
     if not any(wanted(path, value) for path, value in nnx.to_flat_state(state)):
         raise InputError(
@@ -107,6 +115,6 @@ def trainable_filter(config: TrainConfig, state: nnx.State) -> Callable[[tuple, 
     return wanted
 
 
-def _named(path: tuple, name: str) -> bool:
-    """Whether the parts of `name` ("decoder/layers") stand in the path, one after another."""
+def named(path: tuple, name: str) -> bool:
+    """Whether the parts of `name` ("decoder/layers") stand in a path, one after another."""
     return f"/{name.strip('/')}/" in f"/{'/'.join(map(str, path))}/"
