@@ -64,7 +64,7 @@ class Row:
 
 def bench_encode(size: str, dtype: Any, window: int, frames: int) -> Row:
     """A StreamFormer's frame with a full window of `window` frames."""
-    model = _random(lambda: StreamFormer(TOWERS[size], rngs=nnx.Rngs(0), dtype=dtype), dtype)
+    model = random_model(lambda: StreamFormer(TOWERS[size], rngs=nnx.Rngs(0), dtype=dtype), dtype)
     stream = FeatureStream(model, window=window)
     frame = _noise(model.config.image_size)
     for _ in range(window + 2):
@@ -78,7 +78,7 @@ def bench_encode(size: str, dtype: Any, window: int, frames: int) -> Row:
 def bench_stream(size: str, dtype: Any, window: int, frames: int) -> Row:
     """An assistant's silent turn, tower and decoder, with a full window of `window` turns."""
     config = LlavaStreamFormerConfig(tower=TOWERS[size], decoder=DECODERS[size])
-    model = _random(lambda: LlavaStreamFormer(config, rngs=nnx.Rngs(0), dtype=dtype), dtype)
+    model = random_model(lambda: LlavaStreamFormer(config, rngs=nnx.Rngs(0), dtype=dtype), dtype)
     stream = Stream(model, window=window, state_ids=(1, 2, 3), end_id=4, max_new_tokens=1)
     frame = _noise(config.tower.image_size)
     chunk = np.asarray([5] * (TEXT // 2) + [PLACEHOLDER] + [5] * (TEXT // 2), np.int32)
@@ -162,7 +162,7 @@ def _kernels(part: Any) -> list[Any]:
     return [leaf for leaf in jax.tree.leaves(part) if leaf.ndim == 2]
 
 
-def _random(make: Callable[[], Any], dtype: Any) -> Any:
+def random_model(make: Callable[[], Any], dtype: Any) -> Any:
     """What `make()` makes, its parameters drawn by numpy: nothing of it has to be compiled."""
     graph, shapes = nnx.split(nnx.eval_shape(make))
     rng = np.random.default_rng(0)

@@ -105,8 +105,8 @@ def hub_settings(config: DecoderConfig) -> dict[str, Any]:
         if f.name not in ("qk_norm", "attention_bias", "mrope_section", "mrope_interleaved",
                           "rope_dynamic_factor", "head_dim")
     }  # fmt: skip
-    if config.head_dim is not None:
-        own["head_dim"] = config.head_dim
+    if config.head_dim is not None or config.qk_norm:  # Qwen3's default is not hidden / heads
+        own["head_dim"] = config.head
     if config.rope_dynamic_factor is not None:
         factor = config.rope_dynamic_factor
         own["rope_scaling"] = {"type": "dynamic", "rope_type": "dynamic", "factor": factor}
