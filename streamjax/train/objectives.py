@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from streamjax.data.dense import FRAME_ASPECTS, PATCH_ASPECTS
+from streamjax.errors import InputError
 from streamjax.losses import chunked_stream_loss
 from streamjax.losses.alignment import dense_alignment
 from streamjax.models.layers import parameter
@@ -115,9 +116,12 @@ def converse(
     """Streamo's loss over dialogues with frames, every dialogue weighted by its own states.
 
     batch: rows of `data.rows.Rows`; frames are normalised here, as `model.assets.processor` says.
-    kind, gamma, alpha: of `losses.stream_loss`. specs/streamo.md sections 5 and 7.
+    kind, gamma, alpha: of `losses.stream_loss`. specs/streamo.md sections 5 and 7. Raises
+    InputError for a model without an image processor.
     """
     processor, pixels = model.assets.processor, batch["pixels"]
+    if processor is None:
+        raise InputError("the model has no image processor, by which its frames are normalised")
     mean, std = (
         np.reshape(a, (3, *[1] * (pixels.ndim - 3))).astype(np.float32)
         for a in (processor.mean, processor.std)
