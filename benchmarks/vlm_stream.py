@@ -63,9 +63,9 @@ class Peer:
         """The frame's visual tokens; Qwen3-VL's with what its first layers add."""
         arguments = (self.pixels,) if self.family == "internvl" else (self.pixels, self.grid)
         out = self.model.model.get_image_features(*arguments)
-        tokens = out.pooler_output
-        tokens = torch.cat(list(tokens)) if isinstance(tokens, (list, tuple)) else tokens
-        return tokens.reshape(-1, tokens.shape[-1]), getattr(out, "deepstack_features", None)
+        deep = getattr(out, "deepstack_features", None) or ()
+        tokens, *deep = (joined(a) for a in (out.pooler_output, *deep))
+        return tokens.reshape(-1, tokens.shape[-1]), deep
 
     def read(self, turns, visual, first, answered, cache):
         """`turns` turns from number `first` on, each after its predecessor's token where
@@ -126,6 +126,11 @@ class Peer:
         at = (self.turns + 1) * (self.advance + 1) - 1
         embeds = self.model.get_input_embeddings()(torch.tensor([[STATE]]))
         self.forward(embeds, np.full((len(self.place), 1), at), cache).argmax()
+
+
+def joined(tokens):
+    """Visual tokens that transformers hands out picture by picture, as one array."""
+    return torch.cat(list(tokens)) if isinstance(tokens, (list, tuple)) else tokens
 
 
 def placement(case):
