@@ -23,6 +23,12 @@ def family(request):
     return request.param
 
 
+@pytest.fixture(autouse=True)
+def one_bucket(monkeypatch):
+    """Chunks of all lengths in one program: compiling is most of what these tests cost."""
+    monkeypatch.setattr("streamjax.stream.engine.TEXT_BUCKETS", (64, 64, 64, 128, 256, 512))
+
+
 def case(models, words, family, questions, turns=TURNS, **options):
     model = models(family)
     frames = make_frames(model, turns)
