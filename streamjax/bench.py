@@ -90,7 +90,7 @@ def bench_stream(size: str, dtype: Any, window: int, frames: int) -> Row:
     (visual,) = folded.visual_tokens([(1, side, side)])
     products = _tower_products(folded.tower)
     products += [(config.tower.patches, k) for k in _kernels(folded.projector)]
-    products += [(visual + TEXT, k) for layer in folded.decoder.layers for k in _kernels(layer)]
+    products += [(visual + TEXT, k) for k in _layer_kernels(folded.decoder.layers)]
     products.append((1, folded.head_kernel()))
     measured = _in_turns(
         frames, lambda: stream.push(frame, chunk).latency["decide"], products, dtype
@@ -152,7 +152,7 @@ def _products_program(products: list[tuple[int, Any]], dtype: Any) -> Callable[[
 def _tower_products(tower: Any) -> list[tuple[int, Any]]:
     patches = tower.config.patches
     products = [(patches, tower.patch.kernel[...])]
-    products += [(patches, k) for layer in tower.layers for k in _kernels(layer)]
+    products += [(patches, k) for k in _layer_kernels(tower.layers)]
     # The head's query is the same for every frame: its maps are of one row, not of all patches.
     one = (tower.head.out, tower.head.mlp.up, tower.head.mlp.down)
     return products + [(1, part.kernel[...]) for part in one]
@@ -160,6 +160,13 @@ def _tower_products(tower: Any) -> list[tuple[int, Any]]:
 
 def _kernels(part: Any) -> list[Any]:
     return [leaf for leaf in jax.tree.leaves(part) if leaf.ndim == 2]
+
+
+def _layer_kernels(layers: Any) -> list[Any]:
+    """The matrices of all layers, one by one, in either of their two forms."""
+    if isinstance(layers, tuple):
+        return _kernels(layers)
+    return [kernel for leaf in jax.tree.leaves(layers) if leaf.ndim == 3 for kernel in leaf]
 
 
 def random_model(make: Callable[[], Any], dtype: Any) -> Any:

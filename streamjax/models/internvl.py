@@ -21,10 +21,10 @@ from streamjax.models.layers import (
     LayerNorm,
     Linear,
     RMSNorm,
+    for_stream,
     parameter,
     run_layers,
     stack,
-    unstack,
 )
 from streamjax.models.vlm import Features, Grid, Tokens, VideoLM, host_grid, placed
 from streamjax.ops.attention import full_attention
@@ -305,7 +305,7 @@ class InternVL(VideoLM):
             for part, factor in ((linear.kernel, by[:, None]), (linear.bias, by)):
                 part[...] = (part[...].astype(jnp.float32) * factor).astype(part[...].dtype)
             setattr(layers, scale, None)
-        folded.visual.layers = unstack(layers, self.config.vision.num_hidden_layers)
+        folded.visual.layers = for_stream(layers, self.config.vision.num_hidden_layers)
         return folded
 
     def expand(self, tokens: Any, grid: Grid, **options: Any) -> Int[np.ndarray, "*b l"]:

@@ -64,8 +64,17 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) ->
 
 
 def unstack(stacked: Any, depth: int) -> tuple[Any, ...]:
-    """A stacked module as a tuple of `depth` modules: what a stream on the CPU runs."""
+    """A stacked module as a tuple of `depth` modules."""
     return tuple(jax.tree.map(lambda a, i=i: a[i], stacked) for i in range(depth))
+
+
+def for_stream(stacked: Any, depth: int) -> Any:
+    """A stacked module in the form that a stream runs best: a tuple on the CPU, elsewhere as it is.
+
+    The tuple holds copies of the parameters; on an accelerator those would cost memory that it has
+    not, for a loop that compiles slower and runs no faster (specs/performance.md section 4).
+    """
+    return unstack(stacked, depth) if jax.default_backend() == "cpu" else stacked
 
 
 def run_layers(

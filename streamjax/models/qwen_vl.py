@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from streamjax.data.positions import mrope_positions
 from streamjax.models.decoder import DecoderConfig
-from streamjax.models.layers import ACTIVATIONS, unstack
+from streamjax.models.layers import ACTIVATIONS, for_stream
 from streamjax.models.qwen_vision import PlanShape, VisionPlan, plan_rows
 from streamjax.models.vlm import VideoLM, host_grid
 
@@ -125,7 +125,7 @@ class QwenVL(VideoLM):
 
     def fold(self) -> Any:
         folded = super().fold()
-        folded.visual.layers = unstack(self.visual.layers, self.config.vision.depth)
+        folded.visual.layers = for_stream(self.visual.layers, self.config.vision.depth)
         return folded
 
     def _look(self, pixels: Any, grid: Any) -> Any:

@@ -21,10 +21,10 @@ from streamjax.models.layers import (
     ACTIVATIONS,
     LayerNorm,
     Linear,
+    for_stream,
     parameter,
     run_layers,
     stack,
-    unstack,
 )
 from streamjax.ops.linear import linear
 from streamjax.ops.patches import patchify, resize_square_table
@@ -537,7 +537,7 @@ def fold(model: StreamFormer) -> StreamFormer:
     out.kernel[...] = (kernel * gate[:, None, None]).astype(out.kernel[...].dtype)
     out.bias[...] = (bias * gate[:, None]).astype(out.bias[...].dtype)
     layers.temporal_dense = layers.gate = None
-    folded.layers = unstack(layers, folded.config.num_hidden_layers)
+    folded.layers = for_stream(layers, folded.config.num_hidden_layers)
     return folded
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from streamjax.data.processors import Assets
 from streamjax.models.decoder import Decoder, DecoderConfig
-from streamjax.models.layers import unstack
+from streamjax.models.layers import for_stream
 from streamjax.ops.cache import KVCache, evict
 
 Grid = Any  # [images, 3] host integers: (temporal slices, rows and columns of patches)
@@ -121,7 +121,7 @@ class VideoLM(nnx.Module):
         """The same function for a stream: layers as tuples, weights folded. Not for training."""
         folded = jax.tree.map(lambda a: a, self)
         depth = self.config.decoder.num_hidden_layers
-        folded.decoder.layers = unstack(self.decoder.layers, depth)
+        folded.decoder.layers = for_stream(self.decoder.layers, depth)
         return folded
 
     def __call__(
