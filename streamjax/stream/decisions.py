@@ -21,9 +21,9 @@ class Thresholds:
     no probability would let the stream speak a second time.
     """
 
-    respond: float = 0.5
-    standby: float = 0.5
-    hysteresis: float | None = None
+    respond: float | int = 0.5
+    standby: float | int = 0.5
+    hysteresis: float | int | None = None
 
     def __post_init__(self):
         for name in ("respond", "standby", "hysteresis"):

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 
@@ -19,9 +20,9 @@ class Sampling:
     Raises ValueError for values outside of these ranges.
     """
 
-    temperature: float = 0.0
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
+    temperature: float | int = 0.0
+    top_p: float | int = 1.0
+    repetition_penalty: float | int = 1.0
     seed: int = 0
 
     def __post_init__(self):
@@ -41,22 +42,23 @@ class Sampling:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Knobs:
-    """Sampling of n rows as arrays, so that no value compiles a program: float32 [n], keys [n]."""
+    """Sampling of n rows as arrays, so that no value compiles a program: float32 and uint32 [n]."""
 
     temperature: Any
     top_p: Any
     penalty: Any
-    keys: Any
+    seed: Any
+    turn: Any
 
 
 def knobs_of(rows: list[tuple[Sampling, int]]) -> Knobs:
     """The arrays for rows of (sampling, turn): every turn of a stream draws anew."""
-    keys = [jax.random.fold_in(jax.random.key(s.seed), turn) for s, turn in rows]
     return Knobs(
-        jnp.asarray([s.temperature for s, _ in rows], jnp.float32),
-        jnp.asarray([s.top_p for s, _ in rows], jnp.float32),
-        jnp.asarray([s.repetition_penalty for s, _ in rows], jnp.float32),
-        jnp.stack(keys),
+        np.asarray([s.temperature for s, _ in rows], np.float32),
+        np.asarray([s.top_p for s, _ in rows], np.float32),
+        np.asarray([s.repetition_penalty for s, _ in rows], np.float32),
+        np.asarray([s.seed % 2**32 for s, _ in rows], np.uint32),
+        np.asarray([turn for _, turn in rows], np.uint32),
     )
 
 
@@ -76,7 +78,11 @@ def pick(
     shares = jax.nn.softmax(jnp.take_along_axis(scaled, order, axis=-1), axis=-1)
     before = jnp.cumsum(shares, axis=-1) - shares  # of the likelier words: 0 for the likeliest
     kept = jnp.where(before < knobs.top_p[:, None], jnp.log(shares), -jnp.inf)
-    keys = jax.vmap(lambda key: jax.random.fold_in(key, step))(knobs.keys)
-    place = jax.vmap(jax.random.categorical)(keys, kept)
+
+    def draw(seed, turn, weights):
+        key = jax.random.fold_in(jax.random.key(seed), turn)
+        return jax.random.categorical(jax.random.fold_in(key, step), weights)
+
+    place = jax.vmap(draw)(knobs.seed, knobs.turn, kept)
     drawn = jnp.take_along_axis(order, place[:, None], axis=-1)[:, 0]
     return jnp.where(warm, drawn, best).astype(jnp.int32)
