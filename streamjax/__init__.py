@@ -24,20 +24,37 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _HOMES = {
-    "load": "streamjax.folders",
-    "save": "streamjax.folders",
+    "Batch": "streamjax.stream",
+    "Sampling": "streamjax.stream",
     "Stream": "streamjax.stream",
+    "Thresholds": "streamjax.stream",
+    "load": "streamjax.folders",
+    "read_trace": "streamjax.stream",
+    "redecide": "streamjax.stream",
+    "replay": "streamjax.stream.replay",
+    "restore": "streamjax.stream",
+    "save": "streamjax.folders",
     "video": "streamjax.data.video",
 }
 _ROOMS = ("checkpoint", "data", "evals", "folders", "losses", "models", "ops", "sharding",
           "stream", "train", "weights")  # fmt: skip
 
-__all__ = ["Stream", "__version__", "load", "save", "video"]
+__all__ = ["Batch", "Sampling", "Stream", "Thresholds", "__version__", "load", "read_trace",
+           "redecide", "replay", "restore", "save", "video"]  # fmt: skip
 
 if TYPE_CHECKING:
     from streamjax.data.video import video
     from streamjax.folders import load, save
-    from streamjax.stream import Stream
+    from streamjax.stream import (
+        Batch,
+        Sampling,
+        Stream,
+        Thresholds,
+        read_trace,
+        redecide,
+        restore,
+    )
+    from streamjax.stream.replay import replay
 
 
 def __getattr__(name: str):

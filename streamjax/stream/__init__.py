@@ -9,6 +9,8 @@ from streamjax.stream.decisions import Thresholds, redecide
 from streamjax.stream.features import Features, FeatureStream
 from streamjax.stream.sampling import Sampling
 from streamjax.stream.session import Batch, Session, Turn
+from streamjax.stream.snapshot import restore
+from streamjax.stream.trace import Trace, read_trace
 
 __all__ = [
     "Batch",
@@ -18,8 +20,11 @@ __all__ = [
     "Session",
     "Stream",
     "Thresholds",
+    "Trace",
     "Turn",
+    "read_trace",
     "redecide",
+    "restore",
 ]
 
 

@@ -111,6 +111,10 @@ class Batch:
             if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in stops:
                 stops = (*stops, tokenizer.pad_token_id)  # `<|endoftext|>` ends an answer too
         self.state_ids, self.stop_ids = tuple(state_ids or ()), stops
+        if taken := {*self.state_ids, *stops} & {*model.placeholders}:
+            raise ValueError(
+                f"the ids {sorted(taken)} stand for visual tokens, and cannot be a state or an end"
+            )
         self._model, self._capacity, self._tower_window = model, capacity, tower_window
         self._frames = FrameReader(model)
         self._engine: Any = None  # made with the first frame, whose size decides

@@ -17,6 +17,7 @@ class Watched:
     stopped: Ctrl-C ended it before the video did.
     """
 
+    stream: Any
     questions: Sequence[trace.Question]
     turns: list[Any] = field(default_factory=list)
     pictures: list[bytes] = field(default_factory=list)
@@ -37,7 +38,7 @@ def watch(
     """
     for time, words in questions:
         stream.ask(words, at=time)
-    seen = Watched(questions)
+    seen = Watched(stream, questions)
     try:
         for frame in frames:
             turn = stream.push(frame)
@@ -61,17 +62,21 @@ def turn_line(turn: trace.TracedTurn) -> str:
     ).rstrip()
 
 
-def write_files(seen: Watched, stem: Path, *, title: str, about: Sequence[str] = ()) -> list[Path]:
+def write_files(
+    seen: Watched, stem: Path, *, title: str, about: Sequence[str] = (), traced: bool = False
+) -> list[Path]:
     """Writes STEM.vtt, STEM.jsonl and STEM.report.html, each whole or not at all.
 
-    Returns their paths. Without a single turn there is nothing to write, and nothing is.
+    traced: the trace has been written already, turn by turn. Returns the paths. Without a single
+    turn there is nothing to write, and nothing is.
     """
     if not seen.turns:
         return []
-    paths = [stem.with_name(stem.name + end) for end in (".vtt", ".jsonl", ".report.html")]
-    trace.write_subtitles(paths[0], seen.turns)
-    trace.write_trace(paths[1], seen.turns, seen.questions)
-    report.write_report(
-        paths[2], seen.turns, seen.pictures, seen.questions, title=title, about=about
+    subtitles, lines, page = (
+        stem.with_name(stem.name + end) for end in (".vtt", ".jsonl", ".report.html")
     )
-    return paths
+    trace.write_subtitles(subtitles, seen.turns)
+    if not traced:
+        trace.write_trace(lines, trace.header_of(seen.stream), seen.turns)
+    report.write_report(page, seen.turns, seen.pictures, seen.questions, title=title, about=about)
+    return [subtitles, page] if traced else [subtitles, lines, page]

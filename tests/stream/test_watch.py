@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from streamjax.stream import watch
-from tests.stream.test_trace import Said, answer
+from streamjax.stream import trace, watch
+from tests.stream.test_trace import HEADER, Said, answer
 
 
 class Fake:
@@ -33,12 +33,16 @@ def test_every_turn_is_shown_and_kept():
     assert not seen.stopped
 
 
-def test_ctrl_c_ends_the_watching_and_the_files_are_written(tmp_path):
+def test_ctrl_c_ends_the_watching_and_the_files_are_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(trace, "header_of", lambda stream: HEADER)
     seen = watch.watch(Fake(stop_at=4), FRAMES)
     assert seen.stopped and len(seen.turns) == len(seen.pictures) == 4
     paths = watch.write_files(seen, tmp_path / "out" / "clip.one", title="clip")
     assert [p.name for p in paths] == ["clip.one.vtt", "clip.one.jsonl", "clip.one.report.html"]
     assert all(p.stat().st_size for p in paths)
+    assert trace.read_trace(paths[1]).turns == seen.turns
+    paths = watch.write_files(seen, tmp_path / "more" / "clip", title="clip", traced=True)
+    assert [p.name for p in paths] == ["clip.vtt", "clip.report.html"]
 
 
 def test_nothing_seen_nothing_written(tmp_path):
