@@ -75,6 +75,7 @@ class FrameReader:
             processor = dataclasses.replace(processor, patch=tower.patch_size)
         self.processor = processor
         self._grid: Any = None
+        self._shape: Any = None
 
     def __call__(self, frame: Any) -> tuple[Any, Any]:
         """(pixels, grid row) of one frame; a pair of them passes through.
@@ -93,10 +94,15 @@ class FrameReader:
         else:
             pixels, grid = self.processor.frame(frame)
         if self._grid is None:
-            self._grid = grid
+            self._grid, self._shape = grid, pixels.shape
         if grid != self._grid:
             raise ValueError(
                 f"frame has {grid[1]}x{grid[2]} patches after {self._grid[1]}x{self._grid[2]}: one "
                 "stream has one size"
+            )
+        if pixels.shape != self._shape:
+            raise ValueError(
+                f"frame has pixels {list(pixels.shape)} after {list(self._shape)}: one stream has "
+                "one form of them"
             )
         return pixels, grid

@@ -89,9 +89,7 @@ def alone(model, words, frames, plan, options):
         system=SYSTEM, **dict(plan.options)
     )
     handles = {}
-    return [
-        session.push(plan.drive(session, frames, turn, handles)) for turn in range(plan.turns)
-    ]
+    return [session.push(plan.drive(session, frames, turn, handles)) for turn in range(plan.turns)]
 
 
 CASES = [
@@ -161,6 +159,4 @@ def test_one_that_cannot_go_holds_no_other_up(models, words):
     for i in range(4):
         expected = plain.push({c: frames[i]})[c]
     for session in (a, b):
-        np.testing.assert_allclose(
-            turns[session].probabilities, expected.probabilities, atol=1e-6
-        )
+        np.testing.assert_allclose(turns[session].probabilities, expected.probabilities, atol=1e-6)
