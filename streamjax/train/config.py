@@ -80,10 +80,11 @@ class TrainConfig:
 
     `model(rngs)` makes the module. `weights` says what its parameters then are and has no default:
     "fresh" ones are drawn inside one compiled program, born on their devices; "loaded" ones come
-    from files that `model` itself reads, onto `jax.sharding.get_mesh()` where they are large.
-    `batch_size` rows go into one optimiser step, in `accumulate` micro-batches. `trainable` and
-    `frozen` name parts of parameter paths ("projector", "decoder/layers", "lora_a"): what
-    `trainable` matches is trained (everything, when it is empty) unless `frozen` matches it.
+    from files that `model` itself reads: it is given the run's mesh where it has a parameter
+    `mesh`, for weights that no single device holds. `batch_size` rows go into one optimiser step,
+    in `accumulate` micro-batches. `trainable` and `frozen` name parts of parameter paths
+    ("projector", "decoder/layers", "lora_a"): what `trainable` matches is trained (everything, when
+    it is empty) unless `frozen` matches it.
 
     Raises InputError at construction when sizes do not fit each other.
     """
@@ -91,7 +92,7 @@ class TrainConfig:
     name: str
     steps: int
     batch_size: int
-    model: Callable[[nnx.Rngs], nnx.Module]
+    model: Callable[..., nnx.Module]
     weights: Literal["fresh", "loaded"]
     objective: Objective
     data: DataConfig

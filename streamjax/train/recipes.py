@@ -101,12 +101,13 @@ def override(config: C, overrides: Iterable[str]) -> C:
     Raises InputError for a text without `=`, an unknown key (the nearest one is named), a key that
     is a function, and a value of another type.
     """
+    changed: dict[str, Any] = {}
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals:
             raise InputError(f"override {text!r} has no '=', wanted key=value")
-        config = _replaced(config, key.split("."), value, key)
-    return config
+        _note(changed, config, key.split("."), value, key)
+    return _replaced(config, changed)
 
 
 def describe(value: Any) -> Any:
@@ -154,7 +155,8 @@ def _digest(data: bytes) -> str:
     return f"sha256 {hashlib.sha256(data).hexdigest()[:16]}"
 
 
-def _replaced(config: Any, keys: list[str], value: str, full: str) -> Any:
+def _note(changed: dict[str, Any], config: Any, keys: list[str], value: str, full: str) -> None:
+    """Adds one override to the tree of changes."""
     names = [f.name for f in dataclasses.fields(config)]
     if keys[0] not in names:
         raise InputError(f"override {full!r}: {_unknown(keys[0], names)}")
@@ -163,13 +165,21 @@ def _replaced(config: Any, keys: list[str], value: str, full: str) -> Any:
     if len(keys) > 1:
         if not nested:
             raise InputError(f"override {full!r}: {keys[0]!r} has no parts")
-        new = _replaced(old, keys[1:], value, full)
+        _note(changed.setdefault(keys[0], {}), old, keys[1:], value, full)
     elif nested:
         parts = ", ".join(f"{full}.{f.name}" for f in dataclasses.fields(old))
         raise InputError(f"override {full!r} names a group, wanted one of {parts}")
     else:
-        new = _parsed(value, get_type_hints(type(config))[keys[0]], full)
-    return dataclasses.replace(config, **{keys[0]: new})
+        changed[keys[0]] = _parsed(value, get_type_hints(type(config))[keys[0]], full)
+
+
+def _replaced(config: Any, changed: Mapping[str, Any]) -> Any:
+    """All changes at once: sizes may only fit each other together."""
+    values = {
+        key: _replaced(getattr(config, key), value) if isinstance(value, dict) else value
+        for key, value in changed.items()
+    }
+    return dataclasses.replace(config, **values)
 
 
 def _unknown(key: str, known: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -52,15 +53,13 @@ def set_up(config: TrainConfig, mesh: Mesh) -> Setup:
     """
 
     def build() -> nnx.Module:
-        return config.model(nnx.Rngs(config.seed))
+        return config.model(nnx.Rngs(config.seed), **placed)
 
-    if config.weights == "loaded":
-        # Read once, here, and never constants of a program; under the mesh, so that what is larger
-        # than one device can be read to where it belongs.
-        with jax.set_mesh(mesh):
-            model = build()
-    else:
-        model = nnx.eval_shape(build)
+    loaded = config.weights == "loaded"
+    asks = loaded and "mesh" in inspect.signature(config.model).parameters
+    placed: dict[str, Any] = {"mesh": mesh} if asks else {}
+    # Loaded weights are read once, here, and are never constants of a program.
+    model = build() if loaded else nnx.eval_shape(build)
     wanted = trainable_filter(config, nnx.state(model))
     graphdef, params, frozen = nnx.split(model, wanted, ...)
     shapes: Any = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (params, frozen))
@@ -76,9 +75,9 @@ def set_up(config: TrainConfig, mesh: Mesh) -> Setup:
         # Without out_shardings the moments would be replicated. Drawing runs once, so that on the
         # CPU it is compiled in a hurry: half the time for many parameters.
         hurry = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-        if config.weights == "loaded":
-            placed = jax.device_put((params, frozen), (shardings.params, shardings.frozen))
-            return jax.jit(begin, out_shardings=shardings, donate_argnums=(0, 1))(*placed)
+        if loaded:
+            arrays = jax.device_put((params, frozen), (shardings.params, shardings.frozen))
+            return jax.jit(begin, out_shardings=shardings, donate_argnums=(0, 1))(*arrays)
         draw = jax.jit(
             lambda: begin(*nnx.split(build(), wanted, ...)[1:]),
             out_shardings=shardings,

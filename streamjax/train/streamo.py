@@ -71,7 +71,7 @@ WORLD_KINDS = ("narrate", "caption", "light_now", "bowl_count")
 class Start:
     """The parts of a TrainConfig that a start decides, and how many records there are."""
 
-    model: Callable[[nnx.Rngs], VideoLM]
+    model: Callable[..., VideoLM]
     weights: Literal["fresh", "loaded"]
     data: DataConfig
     state_ids: tuple[int, int, int]
@@ -138,16 +138,20 @@ def from_base(
 
 
 def read_base(
-    rngs: nnx.Rngs, *, base: str, assets: tuple[str, Processor], trained: tuple[str, ...]
+    rngs: nnx.Rngs,
+    *,
+    base: str,
+    assets: tuple[str, Processor],
+    trained: tuple[str, ...],
+    mesh: jax.sharding.Mesh | None = None,
 ) -> VideoLM:
     """The base model as it is trained: with rows for the state tokens, rematerialised by layers.
 
-    assets: the tokenizer's folder and the image processor. It is read onto the mesh that is set,
-    if any; rngs is not used.
+    assets: the tokenizer's folder and the image processor. mesh: where the parameters go. rngs is
+    not used.
     """
     del rngs
-    mesh = jax.sharding.get_mesh()
-    model = load(base, dtype=jnp.bfloat16, mesh=None if mesh.empty else mesh)
+    model = load(base, dtype=jnp.bfloat16, mesh=mesh)
     tokenizer, processor = assets
     words = load_tokenizer(tokenizer)
     model.config = _with_placeholder(model.config, words, FORMATS["internvl"])
@@ -201,7 +205,7 @@ def from_world(family: Family, home: str | Path) -> Start:
     format = FORMATS[family]
     words = _small_tokenizer(home / "tokenizer", format)
     config, processor = _small(family, words)
-    rows = Rows(length=640, pictures=Tiles(most=20), dialogues=2)
+    rows = Rows(length=768, pictures=Tiles(most=20), dialogues=2)
     if not isinstance(config, internvl.InternVLConfig):
         window = getattr(config.vision, "window", None)
         shape = PlanShape(patches=320, slices=20, slice_size=16, windows=20 if window else 0)
