@@ -18,6 +18,8 @@ VERBS = {
     "demo": "make a world, train a streaming assistant on it, watch a video with it",
     "train": "run a recipe, or go on with it where it stopped",
     "stream": "watch a video, camera or url with a model, a line a second",
+    "replay": "run a traced stream again and compare it turn by turn",
+    "redecide": "make a trace's decisions again with other thresholds, without the model",
     "encode": "write a StreamFormer's features of a video",
     "export": "write a training run as a Hugging Face folder",
     "bench": "time a stream beside the floor of this machine",
@@ -50,7 +52,7 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         _parse(name, rest)()
         sys.stdout.flush()
-    except SystemExit as exit:  # the help was asked for (0), or the arguments were wrong (2)
+    except SystemExit as exit:  # the help (0), wrong arguments (2), or a verb's own verdict (1)
         return int(exit.code or 0)
     except KeyboardInterrupt:
         _say("stopped")

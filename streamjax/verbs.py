@@ -8,8 +8,9 @@ import platform
 import re
 import sys
 import time
+import warnings
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 import tyro
@@ -87,7 +88,17 @@ def stream(
     at: Many[tuple[float, ...]] = (),
     fps: float = 1.0,
     seconds: float | None = None,
+    policy: Literal["session", "full", "refill", "recent"] = "session",
     window: int | None = None,
+    every: int = 1,
+    respond: float | None = None,
+    standby: float | None = None,
+    hysteresis: float | None = None,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    repetition_penalty: float = 1.0,
+    seed: int = 0,
+    trace: Path | None = None,
     out: Path | None = None,
 ):
     """Watches a video with an assistant and prints a line a turn: time, state, the probabilities
@@ -96,6 +107,10 @@ def stream(
 
     Example: streamjax stream runs/demo/hf clip.mp4 --ask "Tell me when the light turns green."
 
+    Example: streamjax stream MODEL 0 --ask "Who is there?" --at 10 --policy refill --every 8
+
+    Example: streamjax stream MODEL clip.mp4 --respond 0.4 --hysteresis 0.1 --temperature 0.7
+
     Args:
         model: A Hugging Face folder, a training run, or a hub id.
         video: A file, a camera's index, or an http(s), rtsp or hls url.
@@ -103,37 +118,133 @@ def stream(
         at: When the first, second, ... question is put, in seconds; 0 where it is not given.
         fps: Frames looked at per second of video.
         seconds: Stop after so much of the video.
-        window: Turns that the language model remembers; without it the model's own default.
+        policy: What is remembered: the last turns' keys and values (session), everything (full),
+            the last turns read again (refill), the last frames without answers (recent).
+        window: Turns (recent: frames) that are remembered; without it 120.
+        every: Turns between two readings, of policy refill.
+        respond: Speak when P(Response) reaches this; without any of the three thresholds the
+            likeliest state is taken, with one of them the others are 0.5, 0.5 and none.
+        standby: Otherwise stand by when P(Standby) reaches this.
+        hysteresis: Speak again only after P(Response) was this much below --respond.
+        temperature: Of the words; 0 takes the likeliest.
+        top_p: Draw words from the likeliest ones that hold this share of the probability.
+        repetition_penalty: Above 1, words that an answer has already become less likely.
+        seed: The same seed draws the same words.
+        trace: Write the trace here and line by line, for a stream that may end anyhow; without it
+            it is written at the end.
         out: The folder to write to; without it beside the video.
     """
     import streamjax as sj
     from streamjax.models.streamformer import StreamFormer
+    from streamjax.stream.book import Policy
+    from streamjax.stream.features import FrameReader
+    from streamjax.stream.trace import tracing
     from streamjax.stream.watch import HEADER, turn_line, watch, write_files
 
     if len(at) > len(ask):
         raise InputError(f"found {len(at)} --at for {len(ask)} --ask: wanted at most one each")
-    if window is not None and window < 2:
-        raise InputError(f"--window is {window} turns, wanted at least 2")
+    with _as_input():
+        Policy(policy, every=every, **({} if window is None else {"window": window}))
+        sampling = sj.Sampling(temperature, top_p, repetition_penalty, seed)
+        given = {"respond": respond, "standby": standby, "hysteresis": hysteresis}
+        given = {name: value for name, value in given.items() if value is not None}
+        thresholds = sj.Thresholds(**given) if given else None
     frames = sj.video(video, fps=fps, max_frames=_frames_in(seconds, fps))
     loaded = sj.load(model)
     if isinstance(loaded, StreamFormer):
         raise InputError(f"{model}: a StreamFormer has no words; use streamjax encode")
     if loaded.assets.tokenizer is None:
         raise InputError(f"{model}: no tokenizer.json; a question needs the model's tokenizer")
-    watcher = sj.Stream(loaded, window=window, fps=fps)
+    if FrameReader(loaded).processor is None:
+        raise InputError(f"{model}: no preprocessor_config.json; a frame needs the model's")
     questions = [(at[i] if i < len(at) else 0.0, words) for i, words in enumerate(ask)]
+    with _as_input():
+        watcher = sj.Stream(
+            loaded, policy=policy, window=window, every=every, fps=fps, sampling=sampling,
+            thresholds=thresholds,
+        )  # fmt: skip
 
-    def show(turn):
-        if turn.index == 0:
-            print(HEADER, file=sys.stderr)
-        print(turn_line(turn), flush=True)
+    with contextlib.ExitStack() as files:
+        tell = files.enter_context(tracing(trace, watcher)) if trace else None
 
-    seen = watch(watcher, frames, questions, show=show)
+        def show(turn):
+            if turn.index == 0:
+                print(HEADER, file=sys.stderr)
+            print(turn_line(turn), flush=True)
+            if tell is not None:
+                tell(turn)
+
+        seen = watch(watcher, frames, questions, show=show)
     facts = [model, "1 frame a second" if fps == 1 else f"{fps:g} frames a second"]
-    for path in write_files(seen, _stem(video, out), title=_title(video), about=facts):
+    written = write_files(
+        seen, _stem(video, out), title=_title(video), about=facts, traced=trace is not None
+    )
+    for path in [*written, *([trace] if trace and seen.turns else [])]:
         print(f"wrote {path}", file=sys.stderr)
     if seen.stopped:
         raise KeyboardInterrupt
+
+
+def replay(
+    model: Place[str], video: Place[str], trace: Place[Path], /, tolerance: float | None = None
+):
+    """Runs a traced stream again, with its settings and questions on the same video, and tells the
+    first turn that comes out differently. Exit code: 0 all the same, 1 different.
+
+    Example: streamjax replay runs/demo/hf clip.mp4 clip.jsonl
+
+    Args:
+        model: The Hugging Face folder, training run, or hub id that the trace was made with.
+        video: The file that was watched.
+        trace: What streamjax stream wrote, NAME.jsonl.
+        tolerance: What probabilities may differ by. Without it nothing, if library and machine are
+            the trace's, and else what rounding makes of the model's number type.
+    """
+    import streamjax as sj
+    from streamjax.models.streamformer import StreamFormer
+    from streamjax.stream.replay import tolerance_for
+
+    traced = _read_trace(trace)
+    count = len(traced.turns)
+    frames = sj.video(video, fps=traced.settings.get("fps"), max_frames=max(count, 1))
+    loaded = sj.load(model)
+    if isinstance(loaded, StreamFormer):
+        raise InputError(f"{model}: a StreamFormer has no words, and its stream no trace")
+    near = tolerance_for(loaded, traced) if tolerance is None else tolerance
+    found = sj.replay(loaded, traced, frames, tolerance=near)
+    if found is not None:
+        print(found)
+        raise SystemExit(1)
+    print(f"{count} turns: the same, {f'within {near:g}' if near else 'bit for bit'}")
+
+
+def redecide(
+    trace: Place[Path],
+    /,
+    respond: float = 0.5,
+    standby: float = 0.5,
+    hysteresis: float | None = None,
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+):
+    """Makes a trace's decisions again, with other thresholds and without the model, and prints how
+    many turns change their state, and where an answer comes or goes. What the model would have said
+    there, and seen after it, is not in a trace.
+
+    Example: streamjax redecide clip.jsonl --respond 0.4 --standby 0.5 --hysteresis 0.1
+
+    Args:
+        trace: What streamjax stream wrote, NAME.jsonl.
+        respond: Speak when P(Response) reaches this.
+        standby: Otherwise stand by when P(Standby) reaches this.
+        hysteresis: Speak again only after P(Response) was this much below --respond.
+        as_json: Print one JSON object instead of a table.
+    """
+    from streamjax.stream.decisions import Changes, Thresholds
+
+    with _as_input():
+        thresholds = Thresholds(respond, standby, hysteresis)
+    changes = Changes.of(_read_trace(trace).turns, thresholds)
+    print(json.dumps(changes.row()) if as_json else changes.table())
 
 
 def encode(
@@ -279,7 +390,7 @@ def bench(
         _bench_family(family, context, dtype, size, frames, peers)
         return
     if peers or family != "llava_streamformer":
-        raise InputError("--peers and --family are for: bench stream --family qwen2_5_vl and others")
+        raise InputError("--peers and --family go with: bench stream --family qwen2_5_vl")
     run = bench.bench_encode if what == "encode" else bench.bench_stream
     rows = []
     with _counting("windows", len(window)) as counted:
@@ -300,7 +411,7 @@ def _bench_family(family, context, dtype, size, frames, peers):
     if peers:
         script = Path("benchmarks/vlm_stream.py")
         if not script.is_file():
-            raise InputError(f"--peers: {script} is not here: run it from a clone of the repository")
+            raise InputError(f"--peers: no {script} here: run it in a clone of the repository")
         command = [sys.executable, str(script), "--family", family, "--size", size, "--turns",
                    str(frames), "--dtype", dtype, "--context", *map(str, context)]  # fmt: skip
         if subprocess.run(command).returncode:
@@ -386,6 +497,27 @@ def _tell_codecs():
     for name, encoder in (("h264", "libx264"), ("hevc", "libx265"), ("vp9", "libvpx-vp9"),
                           ("av1", "libsvtav1")):  # fmt: skip
         print(f"{name}: decode {has(name, 'r')}, encode {has(encoder, 'w')}")
+
+
+@contextlib.contextmanager
+def _as_input():
+    """What the library calls a wrong value is a wrong argument here: one line, and 2."""
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def _read_trace(path: Path):
+    """A trace; what it warns of is told on stderr in one line."""
+    from streamjax.stream.trace import read_trace
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        trace = read_trace(path)
+    for warning in told:
+        print(f"streamjax: {warning.message}", file=sys.stderr)
+    return trace
 
 
 def _frames_in(seconds: float | None, fps: float) -> int | None:

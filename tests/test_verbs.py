@@ -72,9 +72,12 @@ def test_stream_prints_a_line_a_turn_and_writes_three_files(folder, capsys):
         state, *numbers = line.split()[1:5]
         assert state in ("Silence", "Standby", "Response")
         assert sum(map(float, numbers)) == pytest.approx(1, abs=2e-3)
-    trace = [json.loads(line) for line in (folder / "clip.jsonl").read_text().splitlines()]
-    asked = [turn.get("question") for turn in trace]
-    assert asked == ["what moves ?", None, None, "what ?", None, None]
+    trace = sj.read_trace(folder / "clip.jsonl")
+    assert trace.questions == [(0.0, "what moves ?"), (3.0, "what ?")]
+    assert [turn.time for turn in trace.turns] == [0, 1, 2, 3, 4, 5]
+    assert (trace.model, trace.settings["policy"]) == (
+        {"class": "LlavaStreamFormer", "folder": "assistant"}, "session",
+    )  # fmt: skip
     assert "what moves ?" in (folder / "clip.report.html").read_text()
     assert (folder / "clip.vtt").read_text().startswith("WEBVTT")
 
@@ -88,7 +91,7 @@ def test_stream_watches_real_footage(folder, name, capsys, tmp_path):
     args = ["stream", str(folder / "assistant"), str(video), "--ask", "what moves ?"]
     assert cli.main([*args, "--seconds", "4", "--out", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len((tmp_path / f"{name}.jsonl").read_text().splitlines()) >= 3
+    assert len(lines) == len(sj.read_trace(tmp_path / f"{name}.jsonl").turns) >= 3
     page = (tmp_path / f"{name}.report.html").read_text()
     assert page.count("data:image/jpeg;base64,") >= len(lines)
 
@@ -100,6 +103,40 @@ def test_fps_seconds_and_out(folder, capsys, tmp_path):
     assert times == ["0:00", "0:00.5", "0:01", "0:01.5"]
     names = sorted(p.name for p in (tmp_path / "new").iterdir())
     assert names == ["clip.jsonl", "clip.report.html", "clip.vtt"]
+
+
+def test_a_stream_is_replayed_and_decided_again(folder, capsys, tmp_path):
+    model, video, path = str(folder / "assistant"), str(folder / "clip.mp4"), tmp_path / "a.jsonl"
+    args = ["--policy", "refill", "--window", "3", "--every", "2", "--temperature", "1.5",
+            "--top-p", "0.9", "--repetition-penalty", "1.2", "--seed", "7", "--respond", "0.3",
+            "--standby", "0.3", "--ask", "what ?", "--trace", str(path)]  # fmt: skip
+    assert cli.main(["stream", model, video, *args, "--out", str(tmp_path / "out")]) == 0
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["clip.report.html", "clip.vtt"]
+    settings = sj.read_trace(path).settings
+    assert (settings["policy"], settings["window"], settings["every"]) == ("refill", 3, 2)
+    assert settings["sampling"] == dict(temperature=1.5, top_p=0.9, repetition_penalty=1.2, seed=7)
+    assert settings["thresholds"] == dict(respond=0.3, standby=0.3, hysteresis=None)
+    capsys.readouterr()
+
+    assert cli.main(["replay", model, video, str(path)]) == 0
+    assert capsys.readouterr().out == "6 turns: the same, bit for bit\n"
+    assert cli.main(["replay", model, video, str(path), "--tolerance", "0.001"]) == 0
+    assert capsys.readouterr().out == "6 turns: the same, within 0.001\n"
+    whole = path.read_text()
+    path.write_text(
+        whole.replace('"seed": 7', '"seed": 8').replace('"temperature": 1.5', '"temperature": 9.5')
+    )
+    code = cli.main(["replay", model, video, str(path)])
+    assert (code, capsys.readouterr().out.startswith("turn 0 (0:00): tokens (")) == (1, True)
+
+    path.write_text(whole[:-9])  # a crash has cut the last line
+    assert cli.main(["redecide", str(path), "--respond", "0", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert "line 7 is cut off: read the 5 turns before it" in err and err.count("\n") == 1
+    row = json.loads(out)
+    assert row["turns"] == 5 and sum(row["counts"][name]["Response"] for name in row["counts"]) == 5
+    assert cli.main(["redecide", str(path), "--respond", "1", "--standby", "1"]) == 0
+    assert "of 5 turns change" in capsys.readouterr().out
 
 
 def test_encode_writes_features(folder, capsys, tmp_path):
@@ -129,6 +166,16 @@ def test_export_copies_a_model_bit_for_bit(folder, capsys, tmp_path):
         (["stream", "words", "clip.mp4"], "config.json"),
         (["stream", "assistant", "clip.mp4", "--window", "1"], "wanted at least 2"),
         (["stream", "assistant", "clip.mp4", "--fps", "0"], "fps"),
+        (["stream", "assistant", "clip.mp4", "--every", "0"], "every is 0"),
+        (["stream", "assistant", "clip.mp4", "--policy", "all"], "--policy"),
+        (["stream", "assistant", "clip.mp4", "--top-p", "0"], "top_p is 0.0, wanted above 0"),
+        (["stream", "assistant", "clip.mp4", "--temperature", "-1"], "temperature is -1.0"),
+        (["stream", "assistant", "clip.mp4", "--respond", "2"], "respond is 2.0"),
+        (["stream", "assistant", "clip.mp4", "--ask", " "], "the question is empty"),
+        (["replay", "assistant", "clip.mp4", "words/tokenizer.json"], "tokenizer.json line 1"),
+        (["replay", "assistant", "clip.mp4", "nothing.jsonl"], "nothing.jsonl"),
+        (["redecide", "broken.mp4"], "broken.mp4 line 1: wanted a JSON object"),
+        (["redecide", "clip.jsonl", "--hysteresis", "3"], "hysteresis is 3.0"),
         (["encode", "tower", "words/tokenizer.json"], "tokenizer.json"),
         (["encode", "nothing", "clip.mp4"], "nothing"),
     ],

@@ -6,7 +6,11 @@ thresholds, without the model: `redecide`.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from streamjax.data.dialogue import STATES
+
+STATE_NAMES = tuple(state.strip("</>") for state in STATES)  # Silence, Standby, Response
 SILENCE, STANDBY, RESPOND = range(3)
 
 
@@ -66,3 +70,48 @@ def redecide(
     """
     decide = Decider(thresholds)
     return [decide(shares) for shares in probabilities]
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Decisions made again, beside those that were made: states by index, and seconds, per turn."""
+
+    times: tuple[float, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+    @classmethod
+    def of(cls, turns: Sequence[Any], thresholds: Thresholds | None) -> "Changes":
+        """turns: of a trace, from the stream's first one on."""
+        after = redecide([turn.probabilities for turn in turns], thresholds)
+        before = [STATES.index(turn.state) for turn in turns]
+        return cls(tuple(turn.time for turn in turns), tuple(before), tuple(after))
+
+    def row(self) -> dict[str, Any]:
+        """As JSON: turns, how many changed, the counts from state to state, and the seconds at
+        which an answer is new or gone."""
+        pairs = list(zip(self.before, self.after, strict=True))
+        timed = list(zip(self.times, pairs, strict=True))
+        return {
+            "turns": len(pairs),
+            "changed": sum(a != b for a, b in pairs),
+            "counts": {
+                old: {new: pairs.count((i, j)) for j, new in enumerate(STATE_NAMES)}
+                for i, old in enumerate(STATE_NAMES)
+            },
+            "new_answers": [t for t, (a, b) in timed if a != RESPOND == b],
+            "lost_answers": [t for t, (a, b) in timed if a == RESPOND != b],
+        }
+
+    def table(self) -> str:
+        """For people: a row per state as it was, a column per state as it would be."""
+        row = self.row()
+        lines = ["".join(f"{name:>10}" for name in ("was \\ is", *STATE_NAMES))]
+        for name in STATE_NAMES:
+            counts = row["counts"][name].values()
+            lines.append(f"{name:>10}" + "".join(f"{count:>10}" for count in counts))
+        lines.append(f"{row['changed']} of {row['turns']} turns change")
+        for what, key in (("new answers", "new_answers"), ("answers gone", "lost_answers")):
+            seconds = ", ".join(f"{time:g} s" for time in row[key])
+            lines.append(f"{what}: {seconds or 'none'}")
+        return "\n".join(lines)

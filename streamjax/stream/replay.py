@@ -35,6 +35,11 @@ class Difference:
         return f"{head}: {self.what} {self.traced} in the trace, {self.found} now"
 
 
+def tolerance_for(model: VideoLM, trace: Trace) -> float:
+    """What probabilities may differ by, for `model` on this machine."""
+    return 0.0 if machine(model) == trace.made else TOLERANCE[model.dtype.name]
+
+
 def replay(
     model: VideoLM,
     trace: Trace | str | Path,
@@ -65,8 +70,7 @@ def replay(
         )
     stream = reopen(model, trace.settings, source=trace.path, tokenizer=tokenizer)
     if tolerance is None:
-        same = machine(stream) == trace.made
-        tolerance = 0.0 if same else TOLERANCE[model.dtype.name]
+        tolerance = tolerance_for(model, trace)
     shown = iter(frames)
     for turn in trace.turns:
         _ask_again(stream, trace.path, turn)

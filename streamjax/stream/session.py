@@ -19,6 +19,7 @@ import numpy as np
 from streamjax.data import chat
 from streamjax.data.dialogue import DEFAULT_SYSTEM_PROMPT, RESPONSE, STATES
 from streamjax.data.tokenizer import load_tokenizer
+from streamjax.errors import InputError
 from streamjax.models.internvl import InternVL
 from streamjax.models.llava_streamformer import PLACEHOLDER, LlavaStreamFormer
 from streamjax.models.vlm import VideoLM
@@ -316,7 +317,7 @@ class Session:
         chat.check_question(text)
         placeholders = self._batch._model.placeholders
         if any(i in placeholders for i in self.tokenizer(text)["input_ids"]):
-            raise ValueError("the question contains the mark of a frame's tokens: reword")
+            raise InputError("the question contains the mark of a frame's tokens: reword")
         # A blank line in front would become one token with the newline that ends the header.
         when = None if at is None else float(at)
         handle = self._book.ask(text.strip(), -1.0 if when is None else when)

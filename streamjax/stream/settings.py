@@ -20,8 +20,11 @@ NAMES = frozenset((
 ))  # fmt: skip
 
 
-def machine(stream: Session) -> dict[str, Any]:
-    """What the last bit of a stream's numbers depends on, besides its settings and its model."""
+def machine(model: VideoLM, slots: int = 1) -> dict[str, Any]:
+    """What the last bit of a stream's numbers depends on, besides its settings and the weights.
+
+    slots: streams in its batch.
+    """
     device = jax.devices()[0]
     kind = device.device_kind
     return {
@@ -30,14 +33,13 @@ def machine(stream: Session) -> dict[str, Any]:
         "device": _processor() if device.platform == "cpu" else kind,
         "cores": _cores() if device.platform == "cpu" else None,
         "precision": jax.config.values["jax_default_matmul_precision"],
-        "dtype": stream._batch._model.dtype.name,
-        "slots": stream._batch.slots,
+        "dtype": model.dtype.name,
+        "slots": slots,
     }
 
 
-def model_of(stream: Session) -> dict[str, Any]:
+def model_of(model: VideoLM) -> dict[str, Any]:
     """The model in words, for people and for a first check: its class and its folder's name."""
-    model = stream._batch._model
     folder = model.assets.tokenizer
     return {"class": type(model).__name__, "folder": Path(folder).name if folder else None}
 

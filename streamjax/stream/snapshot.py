@@ -41,8 +41,8 @@ def write(stream: Session, path: str | os.PathLike) -> None:
     model = stream._batch._model
     head: dict[str, Any] = {
         "snapshot": VERSION,
-        "made": machine(stream),
-        "model": model_of(stream) | {"config": _config(model), "weights": _weights(model)},
+        "made": machine(model, stream._batch.slots),
+        "model": model_of(model) | {"config": _config(model), "weights": _weights(model)},
         "stream": stream.settings,
         "armed": stream._decide.armed,
         "asked": [dataclasses.asdict(asked) for asked in stream._asked],

@@ -19,11 +19,11 @@ from typing import Any, Protocol, runtime_checkable
 
 from streamjax.data.dialogue import RESPONSE, STATES
 from streamjax.errors import InputError
+from streamjax.stream.decisions import STATE_NAMES
 from streamjax.stream.session import Asked, Session, Turn
 from streamjax.stream.settings import machine, model_of
 
 VERSION = 1
-STATE_NAMES = tuple(state.strip("</>") for state in STATES)  # Silence, Standby, Response
 
 # A subtitle stays for the reading time of its words (characters a second), within these seconds.
 _READING_SPEED = 15.0
@@ -107,10 +107,11 @@ class Trace:
 
 def header_of(stream: Session) -> dict[str, Any]:
     """A trace's first line; to be asked for after the first turn, when all settings are known."""
+    batch = stream._batch
     return {
         "trace": VERSION,
-        "made": machine(stream),
-        "model": model_of(stream),
+        "made": machine(batch._model, batch.slots),
+        "model": model_of(batch._model),
         "stream": stream.settings,
     }
 

@@ -5,7 +5,8 @@ import pytest
 
 import streamjax as sj
 from streamjax.data.dialogue import STATES
-from streamjax.stream import Thresholds, redecide
+from streamjax.stream import Thresholds, Turn, redecide
+from streamjax.stream.decisions import Changes
 from tests.stream.oracle import SMALL, SYSTEM, make_frames
 
 SILENCE, STANDBY, RESPOND = range(3)
@@ -76,3 +77,22 @@ def test_a_stream_decides_by_them_and_so_does_its_trace(models, words):
 def test_thresholds_that_cannot_be(options, message):
     with pytest.raises(ValueError, match=message):
         Thresholds(**options)
+
+
+def test_changes_are_counted_and_timed():
+    turns = [
+        Turn(i, i / 2, STATES[state], shares, "", {}, ())
+        for i, (state, shares) in enumerate(
+            [(0, (0.6, 0.1, 0.3)), (2, (0.1, 0.1, 0.8)), (1, (0.2, 0.5, 0.3)), (2, (0.3, 0.3, 0.4))]
+        )
+    ]
+    row = Changes.of(turns, Thresholds(0.3, hysteresis=0.1)).row()
+    assert (row["turns"], row["changed"]) == (4, 3)
+    assert (row["new_answers"], row["lost_answers"]) == ([0.0], [0.5, 1.5])
+    assert row["counts"]["Response"] == {"Silence": 2, "Standby": 0, "Response": 0}
+    table = Changes.of(turns, Thresholds(0.3)).table().splitlines()
+    assert table[0].split() == ["was", "\\", "is", "Silence", "Standby", "Response"]
+    assert [line.split() for line in table[1:4]] == [
+        ["Silence", "0", "0", "1"], ["Standby", "0", "0", "1"], ["Response", "0", "0", "2"]
+    ]  # fmt: skip
+    assert table[4:] == ["2 of 4 turns change", "new answers: 0 s, 1 s", "answers gone: none"]
