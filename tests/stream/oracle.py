@@ -68,9 +68,7 @@ def make_model(family: str, tokenizer: Any) -> Any:
             image_size=8, patch_size=2, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
             intermediate_size=16,
         )  # fmt: skip
-        config = InternVLConfig(
-            vision=vision, decoder=DecoderConfig(**options), image_token_id=pad
-        )
+        config = InternVLConfig(vision=vision, decoder=DecoderConfig(**options), image_token_id=pad)
         kind = InternVL
     elif family == "qwen2_5_vl":
         vision = qwen2_5_vl.VisionConfig(
@@ -234,7 +232,7 @@ def features_of(model: Any, frames: Sequence[Any]) -> Any:
 
 
 @jax.jit
-def _whole(model: Any, tokens: Any, features: Any, positions: Any, segments: Any) -> Any:
+def forward(model: Any, tokens: Any, features: Any, positions: Any, segments: Any) -> Any:
     deep = model.deepstack(tokens, features)
     x = model.embed(tokens, features)
     return model.decoder.logits(model.decoder(x, positions, segments, deepstack=deep))
@@ -261,7 +259,7 @@ def whole(
             places[row] = np.arange(LENGTH // 2) + first * visual
         places = np.minimum(places, len(frames) * visual - 1)
         seen = jax.tree.map(lambda a, at=places: a[..., at, :], features)
-        logits = _whole(model, tokens, seen, positions if axes == 3 else positions[0], segments)
+        logits = forward(model, tokens, seen, positions if axes == 3 else positions[0], segments)
         found += [np.asarray(logits[row]) for row in range(len(part))]
     return found
 
@@ -334,7 +332,7 @@ def check(transcript: Transcript, turn: int, logits: np.ndarray, at: int, atol: 
         assert best in stops if token is None else token == best, (turn, i)
 
 
-def check_whole(transcript: Transcript, prompts: Any, frames: Any, atol: float = 1e-4):
+def checkforward(transcript: Transcript, prompts: Any, frames: Any, atol: float = 1e-4):
     """All turns against one-shot forwards over their prompts, which end with their answers."""
     for turn, (logits, (prompt, _)) in enumerate(
         zip(whole(transcript, prompts, frames), prompts, strict=True)
@@ -343,5 +341,3 @@ def check_whole(transcript: Transcript, prompts: Any, frames: Any, atol: float =
         state = chat.state_ids(transcript.tokenizer)[STATES.index(transcript.turns[turn].state)]
         at = prompt.index(state, last) - 1 if state in prompt[last:] else len(prompt) - 1
         check(transcript, turn, logits, at, atol)
-
-

@@ -1,270 +1,246 @@
-"""A streaming assistant against the forward over its transcript and its policy's oracle."""
+"""One stream: its words, its memory over a long time, and what it refuses."""
 
+import dataclasses
 import gc
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 import streamjax as sj
 from streamjax.data import chat
-from streamjax.data.dialogue import STATES, user_content
-from streamjax.data.tokenizer import build_word_tokenizer
-from streamjax.models.decoder import DecoderConfig
-from streamjax.models.llava_streamformer import LlavaStreamFormer, LlavaStreamFormerConfig
-from streamjax.models.streamformer import StreamFormerConfig
-from streamjax.stream import program
-
-SIDE, SYSTEM = 16, "you watch"
-VISUAL = 4  # 4x4 patches, pooled
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    words = "you watch tell me when the light turns red green what is it now moving ball"
-    return build_word_tokenizer([words], tmp_path_factory.mktemp("tokenizer"), numbers=50, tags=20)
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer):
-    config = LlavaStreamFormerConfig(
-        tower=StreamFormerConfig(
-            image_size=SIDE, patch_size=4, num_frames=4, hidden_size=16, num_hidden_layers=1,
-            num_attention_heads=2, intermediate_size=16, enable_causal_temporal=True,
-        ),
-        decoder=DecoderConfig(
-            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=2, rope_theta=100.0,
-            max_position_embeddings=1024,
-        ),
-    )  # fmt: skip
-    model = jax.jit(lambda: LlavaStreamFormer(config, rngs=nnx.Rngs(1)))()
-    model.tower.layers.gate[...] = jnp.ones(1)
-    # Large enough weights that every state comes up and that a wrong position shows.
-    for part in (model.tower, model.projector, model.decoder):
-        state = nnx.state(part, nnx.Param)
-        nnx.update(part, jax.tree.map(lambda a: a * 10 if a.ndim > 1 else a, state))
-    return model
-
-
-@pytest.fixture(scope="module")
-def frames():
-    return np.random.default_rng(0).integers(0, 256, (24, SIDE, SIDE, 3), np.uint8)
-
-
-def watch(model, tokenizer, frames, questions=(), **options):
-    """All turns; one capacity everywhere, so that the tests share their compiled programs."""
-    stream = sj.Stream(
-        model, tokenizer=tokenizer, system=SYSTEM, max_new_tokens=6, capacity=320, **options
-    )
-    for at, text in questions:
-        stream.ask(text, at=at)
-    return [stream.push(frame) for frame in frames]
-
-
-class Transcript:
-    """What was said, as tokens, with what the policy needs to know of every turn."""
-
-    def __init__(self, tokenizer, turns, questions):
-        self.tokens = chat.opening(tokenizer, SYSTEM).tolist()
-        self.begins, self.decides, self.words, self.keeps = [0], [], [], []
-        header = tokenizer(f"\n{chat.START}user\n", add_special_tokens=False)["input_ids"]
-        close = chat.end_id(tokenizer)
-        for turn in turns:
-            asked = [text for at, text in questions if at == turn.index]
-            question = "\n".join(asked)
-            user = user_content(turn.index, question)
-            chunk = chat.turn_chunk(tokenizer, user, VISUAL, format=chat.LLAVA).tolist()
-            self.words.append(len(self.tokens) + len(header))
-            lines = f"{question}\n" if question else ""
-            self.keeps.append(len(tokenizer(lines, add_special_tokens=False)["input_ids"]))
-            self.tokens += chunk
-            self.decides.append(len(self.tokens) - 1)
-            # What decoding has put into the cache belongs to this turn, the rest to the next.
-            said = list(turn.tokens)
-            held = 0
-            if len(said) > 1:
-                held = len(said) - (len(said) == 7)  # cut by max_new_tokens
-            self.begins.append(len(self.tokens) + held)
-            self.tokens += [*said, close]
-
-    def retained(self, turn, window):
-        """Indices of the tokens that turn's queries may see (and not later than themselves)."""
-        end = self.begins[turn + 1]
-        if turn < window:
-            return np.arange(end)
-        sink = list(range(self.words[0]))
-        for old in range(turn - window + 1):
-            sink += range(self.words[old], self.words[old] + self.keeps[old])
-        return np.asarray([*sink, *range(self.words[turn - window + 1], end)])
-
-
-def pixels_of(frames):
-    return np.moveaxis((frames.astype(np.float32) / 255 - 0.5) / 0.5, -1, 1)
-
-
-def oracle(model, transcript, frames, window):
-    """The policy, written down: per turn, attention over the retained tokens, renumbered.
-
-    No cache and no ring: every layer computes all tokens' unrotated queries, keys and values, and
-    rotates the keys of each turn's retained tokens by their place among them. numpy, float64.
-    """
-    decoder, c = model.decoder, model.config.decoder
-    features = model.encode_images(pixels_of(frames), [[len(frames), 4, 4]])
-    # Padded to one length, so that jax compiles its small operations once for all cases.
-    tokens = np.pad(np.asarray([transcript.tokens]), ((0, 0), (0, 512 - len(transcript.tokens))))
-    x = model.embed(tokens, features)
-
-    def rotated(a, places):
-        angles = places[:, None] / c.rope_theta ** (np.arange(0, c.head, 2) / c.head)
-        turned = (a[..., : c.head // 2] + 1j * a[..., c.head // 2 :]) * np.exp(1j * angles)
-        return np.concatenate([turned.real, turned.imag], axis=-1)
-
-    def attend(q, k, v):
-        q, k, v = (np.asarray(a[0], np.float64) for a in (q, k, v))
-        k, v = (np.repeat(a, len(q) // len(a), axis=0) for a in (k, v))
-        out = np.zeros_like(q)
-        for turn in range(len(transcript.decides)):
-            kept = transcript.retained(turn, window)
-            mine = np.arange(transcript.begins[turn], transcript.begins[turn + 1])
-            rows = rotated(q[:, mine], np.searchsorted(kept, mine))
-            keys = rotated(k[:, kept], np.arange(len(kept)))
-            scores = rows @ keys.swapaxes(1, 2) * c.head**-0.5
-            scores = np.where(kept <= mine[:, None], scores, -np.inf)
-            weights = np.exp(scores - scores.max(-1, keepdims=True))
-            out[:, mine] = weights / weights.sum(-1, keepdims=True) @ v[:, kept]
-        return jnp.asarray(out[None], jnp.float32), None
-
-    for i in range(c.num_hidden_layers):
-        layer = jax.tree.map(lambda a, i=i: a[i], decoder.layers)
-        x, _ = layer(x, attend)
-    return np.asarray(decoder.logits(decoder.norm(x))[0])
-
-
-def check(turns, transcript, logits, tokenizer):
-    """Every decision, and every greedy word, follows from the logits."""
-    ids = np.asarray(chat.state_ids(tokenizer))
-    for turn, at in zip(turns, transcript.decides, strict=True):
-        shares = np.exp(logits[at][ids] - logits[at][ids].max())
-        expected = shares / shares.sum()
-        np.testing.assert_allclose(turn.probabilities, expected, atol=1e-4)
-        assert turn.state == STATES[int(np.argmax(turn.probabilities))]
-        for i, token in enumerate(turn.tokens[1:]):
-            assert token == logits[at + 1 + i].argmax()
-
+from streamjax.data.dialogue import user_content
+from streamjax.models.llava_streamformer import LlavaStreamFormer
+from streamjax.stream import Batch, program
+from tests.stream.oracle import (
+    SMALL,
+    SYSTEM,
+    Transcript,
+    check,
+    features_of,
+    forward,
+    make_frames,
+    restricted,
+    watch,
+)
 
 QUESTIONS = ((0, "tell me when the light turns red"), (5, "what is it"))
 
 
-def test_a_stream_equals_the_forward_over_its_transcript(model, tokenizer, frames):
-    turns = watch(model, tokenizer, frames[:12], QUESTIONS)
-    assert len({turn.state for turn in turns}) == 3, "the case is too easy: not every state came up"
-    transcript = Transcript(tokenizer, turns, QUESTIONS)
-    forward = jax.jit(lambda m, tokens, pixels: m(tokens, pixels, [[12, 4, 4]]).logits[0])
-    tokens = np.asarray([transcript.tokens])
-    logits = np.asarray(forward(model, tokens, pixels_of(frames[:12])))
-    check(turns, transcript, logits, tokenizer)
-    seen = transcript.begins[-1]
-    expected = oracle(model, transcript, frames[:12], window=12)
-    np.testing.assert_allclose(logits[:seen], expected[:seen], atol=1e-3)
+@pytest.fixture
+def model(models):
+    return models("llava")
 
 
-def test_the_transcript_is_the_dialogue_that_training_encodes(model, tokenizer, frames):
-    turns = list(watch(model, tokenizer, frames[:8], QUESTIONS))
-    transcript = Transcript(tokenizer, turns, QUESTIONS)
+@pytest.fixture(scope="module")
+def frames(models):
+    return make_frames(models("llava"), 24)
+
+
+@pytest.fixture(autouse=True)
+def one_bucket(monkeypatch):
+    """Chunks of all lengths in one program: compiling is most of what these tests cost."""
+    monkeypatch.setattr("streamjax.stream.engine.TEXT_BUCKETS", (64, 64, 64, 128, 256, 512))
+
+
+def stream_of(model, words, **options):
+    return sj.Stream(model, tokenizer=words, system=SYSTEM, **(SMALL | options))
+
+
+def test_the_transcript_is_the_dialogue_that_training_encodes(model, words, frames):
+    turns = watch(model, words, frames, QUESTIONS, window=40)
+    transcript = Transcript(model, words, turns, QUESTIONS)
     messages = [{"role": "system", "content": SYSTEM}]
     for turn in turns:
         question = "\n".join(text for at, text in QUESTIONS if at == turn.index)
-        answer = tokenizer.decode(turn.tokens)
+        # A random model's words need not be how the tokenizer writes them: as it writes them.
+        answer = words.decode(turn.tokens)
         messages.append({"role": "user", "content": user_content(turn.index, question)})
         messages.append({"role": "assistant", "content": answer})
-    encoded = chat.encode(tokenizer, messages, VISUAL, format=chat.LLAVA)
-    close = chat.end_id(tokenizer)
-    written = [chat.answer_tokens(tokenizer, tokenizer.decode(t.tokens)).tolist() for t in turns]
-    if written == [[*t.tokens, close] for t in turns]:
-        # A random model's words need not be how the tokenizer writes them; here they are.
-        assert encoded.tokens.tolist() == transcript.tokens
-    assert encoded.turn_starts[0] == len(chat.opening(tokenizer, SYSTEM))
+        assert answer.startswith(turn.state) and answer.endswith(turn.text)
+    encoded = chat.encode(words, messages, transcript.visual, format=chat.LLAVA)
+    written = [chat.answer_tokens(words, words.decode(t.tokens)).tolist() for t in turns]
+    pieces, at = [], 0
+    for start, stop, turn, answer in zip(
+        [0, *transcript.begins[1:-1]], transcript.decides, turns, written, strict=True
+    ):
+        start = 0 if turn.index == 0 else at
+        pieces += [*transcript.tokens[start : stop + 1], *answer]
+        at = stop + 1 + len(turn.tokens) + 1
+    assert encoded.tokens.tolist() == pieces
 
 
-@pytest.mark.parametrize("window", [2, 5])
-def test_after_eviction_a_stream_equals_its_policy(model, tokenizer, frames, window):
-    turns = watch(model, tokenizer, frames, QUESTIONS, window=window)
-    transcript = Transcript(tokenizer, turns, QUESTIONS)
-    logits = oracle(model, transcript, frames, window)
-    check(turns, transcript, logits, tokenizer)
-    # Forgetting changes the result: the check above could not tell otherwise.
-    whole = oracle(model, transcript, frames, window=99)
-    at = transcript.decides[-1]
-    assert np.abs(logits[at] - whole[at]).max() > 1e-3
+def test_token_chunks_stream_without_a_tokenizer(model, words, frames):
+    ids, end = chat.state_ids(words), chat.end_id(words)
+    stream = sj.Stream(model, state_ids=ids, end_id=end, window=3, **SMALL)
+    turns = []
+    for i, frame in enumerate(frames):
+        head = chat.opening(words, SYSTEM).tolist() if i == 0 else []
+        chunk = chat.turn_chunk(words, user_content(i), 1, format=chat.LLAVA).tolist()
+        # The user's header is the head's and after that the turn's before.
+        keep = len(head) + len(words(f"\n{chat.START}user\n")["input_ids"]) if i == 0 else 0
+        turns.append(stream.push(frame, tokens=head + chunk, keep=keep))
+    plain = watch(model, words, frames[:3], window=3)
+    for a, b in zip(turns, plain, strict=False):
+        assert a.tokens == b.tokens
+        np.testing.assert_allclose(a.probabilities, b.probabilities, atol=1e-6)
+    assert (
+        stream._book.head
+        == chat.opening(words, SYSTEM).tolist() + words(f"\n{chat.START}user\n")["input_ids"]
+    )
+    with pytest.raises(ValueError, match="no tokenizer"):
+        stream.ask("what is it")
+    with pytest.raises(ValueError, match="has 0 placeholders"):
+        stream.push(frames[0], tokens=[1, 2])
+    with pytest.raises(ValueError, match="700 tokens of text behind the frame, wanted 512 at most"):
+        Batch(model, slots=1, state_ids=ids, end_id=end, capacity=1500).join().push(
+            frames[0], tokens=[-200, *[1] * 700]
+        )
+    with pytest.raises(ValueError, match="no tokenizer"):
+        sj.Stream(model)
 
 
-def test_rebasing_changes_nothing(model, tokenizer, frames, monkeypatch):
-    many = np.concatenate([frames] * 3)
-    plain = watch(model, tokenizer, many, QUESTIONS, window=3)
-    monkeypatch.setattr("streamjax.stream.engine.REBASE_AT", 0)
-    rebased = watch(model, tokenizer, many, QUESTIONS, window=3)
-    assert program.rebase._cache_size() >= 1
+def test_a_small_cache_grows_wraps_around_and_forgets_early(model, words, monkeypatch):
+    """What does not fit is forgotten before its time: the oracle is told when."""
+    monkeypatch.setattr("streamjax.stream.engine.RINGS", (96,))
+    pictures = make_frames(model, 60)
+    stream, starts, turns = stream_of(model, words, window=40, capacity=150), [], []
+    for i, frame in enumerate(pictures):
+        if i == 2:
+            stream.ask("what is it now")
+        turns.append(stream.push(frame))
+        starts.append(i + 1 - len(stream._book.spans))
+    assert stream._batch._engine.cache.ring == 150 < stream._book.end
+    transcript = Transcript(model, words, turns, ((2, "what is it now"),))
+    logits = restricted(transcript, pictures, lambda turn: starts[turn])
+    for turn, at in enumerate(transcript.decides):
+        check(transcript, turn, logits, at)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "qwen3_vl"])
+def test_rebasing_changes_nothing(models, words, monkeypatch, family):
+    """At every turn that it can happen, against never; questions are cut out after it too."""
+    model, calls = models(family), []
+    pictures = make_frames(model, 110)
+    questions = ((1, "tell me when it turns red"), (90, "is it moving now", 92), (91, "what", 108))
+    rebase = program.rebase
+    monkeypatch.setattr(program, "rebase", lambda *a: calls.append(1) or rebase(*a))
+    engine = "streamjax.stream.engine.Engine._grow"
+    from streamjax.stream.engine import Engine
+
+    grow = Engine._grow
+
+    def often(self, books, work):
+        self._rebase_at = limit
+        grow(self, books, work)
+
+    monkeypatch.setattr(engine, often)
+    limit = 10**9
+    plain = watch(model, words, pictures, questions, window=3)
+    assert not calls
+    limit = 150
+    rebased = watch(model, words, pictures, questions, window=3)
+    assert len(calls) > 10
     for a, b in zip(plain, rebased, strict=True):
         np.testing.assert_allclose(a.probabilities, b.probabilities, atol=1e-4)
         assert a.tokens == b.tokens
 
 
-def test_programs_are_few_and_memory_is_constant(model, tokenizer, frames):
-    """Two thousand turns, on what the tests before have compiled: nothing is compiled anew."""
-    stream = sj.Stream(
-        model, tokenizer=tokenizer, system=SYSTEM, max_new_tokens=6, capacity=320, window=4
+def test_beyond_a_hundred_thousand_positions(models, words):
+    """REBASE_AT as it is. With one layer, a turn is the forward over what is retained, exactly."""
+    model = models("llava")
+    decoder = dataclasses.replace(
+        model.config.decoder, num_hidden_layers=1, max_position_embeddings=10**6
     )
-    stream.ask("tell me when the light turns red")
-    for i in range(40):
-        stream.push(frames[i % 24])
-    jitted = (program.turn, program.read, program.speak, program.pin)
-    programs, live = [f._cache_size() for f in jitted], []
-    for i in range(2000):
-        stream.push(frames[i % 24])
-        if i % 500 == 499:
+    config = dataclasses.replace(model.config, decoder=decoder)
+    graph, shapes = nnx.split(nnx.eval_shape(lambda: LlavaStreamFormer(config, rngs=nnx.Rngs(0))))
+    first = jax.tree.map(lambda a, b: b[: a.shape[0]], shapes, nnx.split(model)[1])
+    shallow = nnx.merge(graph, first)
+    stream = sj.Stream(
+        shallow, state_ids=chat.state_ids(words), end_id=chat.end_id(words), window=2,
+        capacity=1100, max_new_tokens=1,
+    )  # fmt: skip
+    rng, turns, length = np.random.default_rng(0), 245, 450
+    pictures = make_frames(model, turns)
+    features = np.asarray(features_of(shallow, pictures))
+    head, last, errors, ends = [], [], [], []
+    for i, picture in enumerate(pictures):
+        chunk = rng.integers(0, 300, length).tolist()
+        turn = stream.push(picture, [*chunk[:-3], -200, *chunk[-3:]], keep=0 if i else 10)
+        mine = [*chunk[:-3], *[-200] * 4, *chunk[-3:]]
+        ends.append(int(stream._batch._engine.cache.end[0]))
+        if i and (i % 40 == 0 or i > 215):
+            seen = [*head, *last, *mine]
+            tokens = np.zeros((1, 960), np.int32)
+            tokens[0, : len(seen)] = seen
+            near = features[None, 4 * (i - 1) : 4 * (i + 1)]
+            rows = np.arange(960)[None], np.where(np.arange(960) < len(seen), 0, -1)[None]
+            logits = np.asarray(forward(shallow, tokens, near, *rows))[0, len(seen) - 1]
+            shares = np.exp(logits[list(chat.state_ids(words))])
+            errors.append(np.abs(turn.probabilities - shares / shares.sum()).max())
+        if not i:
+            head, mine = mine[:10], mine[10:]
+        last = [*mine, *turn.tokens, chat.end_id(words)]
+    assert stream._book.end > 110_000 and max(ends) < 102_000 and ends[-1] < ends[200]
+    # Float32 angles coarsen on the way there, and are as good as new behind it.
+    assert max(errors) < 2e-3 and max(errors[-20:]) < 2e-4
+
+
+CONSTANT = [
+    dict(window=4),
+    dict(policy="refill", window=4, every=2),
+    dict(policy="recent", window=3),
+    dict(window=4, slots=3),
+]
+
+
+def run_long(model, words, frames, options, turns, every):
+    """Pushes on and on: (live bytes, programs, objects) at every `every` turns."""
+    options = SMALL | options
+    batch = Batch(model, tokenizer=words, **({"slots": 1} | options))
+    streams = [batch.join(system=SYSTEM) for _ in range(batch.slots)]
+    for stream in streams:
+        stream.ask("tell me when the light turns red")
+    kinds = (program.turn, program.read, program.speak, program.pin, program.rebase)
+    found = []
+    for i in range(turns):
+        waits = batch.slots > 1 and i % 3 == 2  # one of them is slower
+        batch.push(dict.fromkeys(streams[:2 if waits else None], frames[i % 24]))
+        if i % every == every - 1:
             gc.collect()
-            live.append(sum(a.nbytes for a in jax.live_arrays()))
-    assert [f._cache_size() for f in jitted] == programs
-    assert sum(programs) <= 6, dict(zip(["turn", "read", "speak", "pin"], programs, strict=True))
-    assert len(set(live)) == 1
+            live = sum(a.nbytes for a in jax.live_arrays())
+            found.append((live, [kind._cache_size() for kind in kinds], len(gc.get_objects())))
+    return found
 
 
-def test_questions_outlive_their_turns_and_the_oldest_makes_room(model, tokenizer, frames):
-    stream = sj.Stream(
-        model, tokenizer=tokenizer, system=SYSTEM, max_new_tokens=6, capacity=320, window=2
-    )
-    for i in range(60):
-        if i < 50:
-            stream.ask("tell me when the light turns red" if i % 2 else "what is it now")
-        stream.push(frames[i % 24])
-    book, cache = stream._book, stream._batch._engine.cache
-    held = int(cache.sink[0])
-    asked = sum(len(q.tokens) for q in book.sunk)
-    assert held == len(book.head) + asked <= book.sink_slots
-    assert 0 < len(book.sunk) < 50
+@pytest.mark.parametrize("options", CONSTANT, ids=str)
+def test_programs_and_memory_are_constant(model, words, frames, options):
+    turns = 2000 if options == CONSTANT[0] else 500
+    found = run_long(model, words, frames, options, turns, 100)[1:]
+    assert all(live == found[0][0] for live, *_ in found)
+    assert all(programs == found[0][1] for _, programs, _ in found)
+    objects = [count for *_, count in found]
+    assert max(objects) - min(objects) < 100, objects
 
 
-def test_token_chunks_stream_without_a_tokenizer(model, tokenizer, frames):
-    ids, end = chat.state_ids(tokenizer), chat.end_id(tokenizer)
-    options = dict(max_new_tokens=6, capacity=320)
-    stream = sj.Stream(model, state_ids=ids, end_id=end, **options)
-    turns = []
-    for i, frame in enumerate(frames[:6]):
-        head = chat.opening(tokenizer, SYSTEM).tolist() if i == 0 else []
-        chunk = chat.turn_chunk(tokenizer, user_content(i), 1, format=chat.LLAVA).tolist()
-        turns.append(stream.push(frame, tokens=head + chunk))
-    for a, b in zip(turns, watch(model, tokenizer, frames[:6]), strict=True):
-        assert a.tokens == b.tokens
-        np.testing.assert_allclose(a.probabilities, b.probabilities, atol=1e-6)
-    with pytest.raises(ValueError, match="no tokenizer"):
-        stream.ask("what is it")
-    with pytest.raises(ValueError, match="has 0 placeholders"):
-        stream.push(frames[0], tokens=[1, 2])
-    with pytest.raises(ValueError, match="no tokenizer"):
-        sj.Stream(model)
+@pytest.mark.slow
+@pytest.mark.parametrize("options", CONSTANT, ids=str)
+def test_programs_and_memory_are_constant_for_hours(model, words, frames, options):
+    found = run_long(model, words, frames, options, 20_000, 200)
+    assert all(live == found[0][0] for live, *_ in found)
+    assert all(programs == found[0][1] for _, programs, _ in found)
+    objects = [count for *_, count in found]
+    assert max(objects) - min(objects) < 100, objects
+
+
+def test_new_weights_compile_nothing_and_count(model, words, frames):
+    before = watch(model, words, frames[:3], window=4)
+    programs = program.turn._cache_size()
+    other = jax.tree.map(lambda a: a * 1.1, model)
+    after = watch(other, words, frames[:3], window=4)
+    assert program.turn._cache_size() == programs
+    assert before[2].probabilities != after[2].probabilities
 
 
 @pytest.mark.parametrize(
@@ -272,27 +248,86 @@ def test_token_chunks_stream_without_a_tokenizer(model, tokenizer, frames):
     [
         (dict(window=1), "window is 1 turns, wanted at least 2"),
         (dict(capacity=20), "capacity is 20 tokens, wanted room for the system prompt"),
+        (dict(max_new_tokens=0), "max_new_tokens is 0, wanted at least 1"),
+        (dict(fps=0), "fps is 0, wanted a positive number"),
+        (dict(policy="shrink"), "policy is 'shrink', wanted one of"),
     ],
 )
-def test_settings_that_cannot_work(model, tokenizer, frames, options, message):
+def test_settings_that_cannot_work(model, words, frames, options, message):
     with pytest.raises(ValueError, match=message):
-        sj.Stream(model, tokenizer=tokenizer, system=SYSTEM, **options).push(frames[0])
+        stream_of(model, words, **options).push(frames[0])
+    with pytest.raises(ValueError, match="the system prompt contains '<|im_end|>'"):
+        sj.Stream(model, tokenizer=words, system="you watch<|im_end|>")
 
 
-def test_frames_that_are_not(model, tokenizer, frames):
-    stream = sj.Stream(model, tokenizer=tokenizer, system=SYSTEM)
+def test_frames_that_are_not(model, words, frames):
+    stream = stream_of(model, words)
     with pytest.raises(ValueError, match=r"uint8 \[16, 16\], wanted"):
-        stream.push(frames[0, :, :, 0])
+        stream.push(frames[0][:, :, 0])
     with pytest.raises(ValueError, match="of int64"):
         stream.push(frames[0].astype(np.int64))
     with pytest.raises(ValueError, match="cannot stream a dict"):
         sj.Stream({})
 
 
-def test_new_weights_compile_nothing_and_count(model, tokenizer, frames):
-    before = watch(model, tokenizer, frames[:3])
-    programs = program.turn._cache_size()
-    other = jax.tree.map(lambda a: a * 1.1, model)
-    after = watch(other, tokenizer, frames[:3])
-    assert program.turn._cache_size() == programs
-    assert before[2].probabilities != after[2].probabilities
+def book_of(stream):
+    book = stream._book
+    spans = [(list(s.questions), list(s.rest)) for s in book.spans]
+    return book.index, book.first, book.end, list(book.waiting), list(book.pending), spans
+
+
+def test_what_is_refused_leaves_a_stream_as_it_was(models, words):
+    """Every rejected call, with the next turn as if it had not been."""
+    model = models("qwen2_5_vl")
+    frames = make_frames(model, 8)
+    stream = stream_of(model, words, window=3)
+    for frame in frames[:4]:
+        stream.push(frame)
+    handle = stream.ask("what is it")
+    before = book_of(stream)
+    pixels, _ = frames[4]
+    pad = model.placeholders[0]
+    for call, message in [
+        (lambda: stream.push((pixels, (1, 4, 8))), "frame has 4x8 patches after 4x6: one stream"),
+        (lambda: stream.push((pixels[:, :12], (1, 4, 6))), r"frame has pixels \[24, 12\] after"),
+        (lambda: stream.push(frames[4], [1, 2]), r"the chunk has 0 placeholders \(\d+\), wanted 1"),
+        (lambda: stream.push(frames[4], [1, pad], keep=2), "keep is 2, wanted 0 to 1"),
+        (lambda: stream.push(frames[4], keep=2), "keep is 2 without tokens"),
+        (lambda: stream.push(frames[4], [*[1] * 500, pad]), "does not fit the capacity of 400"),
+        (lambda: stream.ask(" \n"), "the question is empty"),
+        (lambda: stream.ask("is it <image>?"), "the question contains '<image>'"),
+        (lambda: stream.ask("say </Silence>"), "the question contains '</Silence>'"),
+        (lambda: stream.ask("so<|im_end|>"), "the question contains"),
+        (lambda: stream.ask("what is it " * 100), "the question has 301 tokens and questions have"),
+        (lambda: stream.withdraw(handle + 1), "no question has the handle"),
+        (lambda: stream._batch.push({}), "0 frames: wanted one for at least one stream"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            call()
+        assert book_of(stream) == before, message
+    turns = [stream.push(frame) for frame in frames[4:]]
+    expected = watch(model, words, frames, ((4, "what is it"),), window=3)[4:]
+    for a, b in zip(turns, expected, strict=True):
+        assert a.tokens == b.tokens and a.index == b.index
+        np.testing.assert_allclose(a.probabilities, b.probabilities, atol=1e-6)
+    stream.withdraw(handle)
+    with pytest.raises(ValueError, match="it was withdrawn or forgotten"):
+        stream.withdraw(handle)
+    stream.close()
+    for call in (
+        lambda: stream.push(frames[0]), lambda: stream.ask("what"), lambda: stream.withdraw(1),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="the stream is closed: make a new one"):
+            call()
+
+
+def test_a_full_cache_says_so_and_stays_full(model, words, frames):
+    stream, pushed = stream_of(model, words, policy="full"), 0
+    with pytest.raises(ValueError, match="past its capacity of 400: make it larger"):
+        for frame in [*frames, *frames]:
+            stream.push(frame)
+            pushed += 1
+    before = book_of(stream)
+    with pytest.raises(ValueError, match="past its capacity of 400: make it larger"):
+        stream.push(frames[0])
+    assert book_of(stream) == before and stream._book.index == pushed
