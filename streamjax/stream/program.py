@@ -176,9 +176,10 @@ def features(form: Form, leaves, frame, cache):
 def grow(cache: kv.KVCache, ring: int) -> kv.KVCache:
     """The same cache with a larger ring, before the smaller one has ever wrapped around."""
     more = ring - cache.ring
-    k, v = (
-        jax.tree.map(lambda a: jnp.pad(a, ((0, 0), (0, 0), (0, more), (0, 0))), side)
-        for side in (cache.k, cache.v)
-    )
+
+    def longer(a):  # one array of all layers, or one of each
+        return jnp.pad(a, [(0, 0)] * (a.ndim - 2) + [(0, more), (0, 0)])
+
+    k, v = jax.tree.map(longer, cache.k), jax.tree.map(longer, cache.v)
     positions = jnp.pad(cache.positions, ((0, 0), (0, more)))
     return dataclasses.replace(cache, k=k, v=v, positions=positions)

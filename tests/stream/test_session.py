@@ -14,6 +14,7 @@ from streamjax.data.dialogue import user_content
 from streamjax.models.llava_streamformer import LlavaStreamFormer
 from streamjax.stream import Batch, program
 from tests.stream.oracle import (
+    FAMILIES,
     SMALL,
     SYSTEM,
     Transcript,
@@ -118,6 +119,23 @@ def test_a_small_cache_grows_wraps_around_and_forgets_early(model, words, monkey
         check(transcript, turn, logits, at)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_stay_stacked_on_accelerators_and_say_the_same(models, words, monkeypatch, family):
+    """There a stream scans the model's own layers, and its cache is one array: while it grows too."""
+    model = models(family)
+    pictures = make_frames(model, 20)
+    questions = ((1, "what is it now", 15), (3, "is it red", 5))
+    plain = watch(model, words, pictures, questions, window=4)
+    monkeypatch.setattr("streamjax.stream.engine.RINGS", (96,))
+    for module in ("vlm", "qwen_vl", "internvl", "streamformer"):
+        monkeypatch.setattr(f"streamjax.models.{module}.for_stream", lambda stacked, depth: stacked)
+    other = jax.tree.map(lambda a: a, model)  # a model is folded once
+    stacked = watch(other, words, pictures, questions, window=4)
+    for a, b in zip(plain, stacked, strict=True):
+        assert a.tokens == b.tokens
+        np.testing.assert_allclose(a.probabilities, b.probabilities, atol=1e-5)
+
+
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "qwen3_vl"])
 def test_rebasing_changes_nothing(models, words, monkeypatch, family):
     """At every turn that it can happen, against never; questions are cut out after it too."""
@@ -206,7 +224,7 @@ def run_long(model, words, frames, options, turns, every):
     found = []
     for i in range(turns):
         waits = batch.slots > 1 and i % 3 == 2  # one of them is slower
-        batch.push(dict.fromkeys(streams[:2 if waits else None], frames[i % 24]))
+        batch.push(dict.fromkeys(streams[: 2 if waits else None], frames[i % 24]))
         if i % every == every - 1:
             gc.collect()
             live = sum(a.nbytes for a in jax.live_arrays())
