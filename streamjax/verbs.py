@@ -206,7 +206,7 @@ def replay(
 
     traced = _read_trace(trace)
     count = len(traced.turns)
-    frames = sj.video(video, fps=traced.settings.get("fps"), max_frames=max(count, 1))
+    frames = sj.video(video, fps=traced.settings.get("fps", 0), max_frames=max(count, 1))
     loaded = sj.load(model)
     if isinstance(loaded, StreamFormer):
         raise InputError(f"{model}: a StreamFormer has no words, and its stream no trace")

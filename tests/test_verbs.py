@@ -12,12 +12,18 @@ from flax import nnx
 
 import streamjax as sj
 from streamjax import cli
-from streamjax.data.processors import Assets, ImageProcessor
+from streamjax.data.processors import (
+    Assets,
+    ImageProcessor,
+    InternVLImageProcessor,
+    QwenImageProcessor,
+)
 from streamjax.data.tokenizer import build_word_tokenizer
 from streamjax.data.video import write_video
 from streamjax.models.decoder import DecoderConfig
 from streamjax.models.llava_streamformer import LlavaStreamFormer, LlavaStreamFormerConfig
 from streamjax.models.streamformer import StreamFormer, StreamFormerConfig
+from tests.stream import oracle
 
 TOWER = StreamFormerConfig(
     image_size=16, patch_size=8, num_frames=4, hidden_size=16, num_hidden_layers=1,
@@ -103,6 +109,36 @@ def test_fps_seconds_and_out(folder, capsys, tmp_path):
     assert times == ["0:00", "0:00.5", "0:01", "0:01.5"]
     names = sorted(p.name for p in (tmp_path / "new").iterdir())
     assert names == ["clip.jsonl", "clip.report.html", "clip.vtt"]
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "internvl"])
+def test_every_familys_folder_is_watched(family, folder, capsys, tmp_path):
+    """What the folder has to hold is the tokenizer and the preprocessor; without, a line says so."""
+    words = oracle.make_tokenizer(tmp_path / "words")
+    words.init_kwargs["system_prompt"] = oracle.SYSTEM
+    words.save_pretrained(tmp_path / "words")
+    model = oracle.make_model(family, words)
+    processor = QwenImageProcessor(patch=2, min_pixels=64, max_pixels=64)
+    if family == "internvl":
+        processor = InternVLImageProcessor(size=(8, 8), patch=2)
+    model.assets = Assets(tokenizer=str(tmp_path / "words"), processor=processor)
+    sj.save(model, tmp_path / "model")
+    args = ["stream", str(tmp_path / "model"), str(folder / "clip.mp4"), "--ask", "what is it"]
+    # One turn without words: one compiled program.
+    args += ["--seconds", "1", "--out", str(tmp_path / "out"), "--respond", "1"]
+    assert cli.main(args) == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 1
+    assert sj.read_trace(tmp_path / "out" / "clip.jsonl").settings["system"] == oracle.SYSTEM
+    for names, said in (
+        (["preprocessor_config.json"], "frame"),
+        (["tokenizer.json", "tokenizer_config.json"], "question"),
+    ):
+        for name in names:
+            (tmp_path / "model" / name).unlink()
+        assert cli.main(args) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and f"a {said} needs the model's" in err
 
 
 def test_a_stream_is_replayed_and_decided_again(folder, capsys, tmp_path):

@@ -106,7 +106,7 @@ class Changes:
     def table(self) -> str:
         """For people: a row per state as it was, a column per state as it would be."""
         row = self.row()
-        lines = ["".join(f"{name:>10}" for name in ("was \\ is", *STATE_NAMES))]
+        lines: list[str] = ["".join(f"{name:>10}" for name in ("was \\ is", *STATE_NAMES))]
         for name in STATE_NAMES:
             counts = row["counts"][name].values()
             lines.append(f"{name:>10}" + "".join(f"{count:>10}" for count in counts))

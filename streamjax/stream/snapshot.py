@@ -62,6 +62,7 @@ def write(stream: Session, path: str | os.PathLike) -> None:
         row = stream._row
         head["engine"] = {
             "grid": list(stream._batch._frames._grid),
+            "pixels": list(stream._batch._frames._shape),
             "ring": engine.cache.ring,
             "base": int(engine._base[row]),
         }
@@ -130,7 +131,8 @@ def _read(model: VideoLM, path: Path, file: zipfile.ZipFile, tokenizer: Any) -> 
     )
     if head["engine"] is not None:
         grid = tuple(head["engine"]["grid"])
-        stream._batch._frames._grid = grid
+        frames = stream._batch._frames
+        frames._grid, frames._shape = grid, tuple(head["engine"]["pixels"])
         stream._batch._make(grid, head["stream"]["capacity"], told["sink_slots"])
         _fill(stream._batch._engine, book, head, path, file)
     return stream

@@ -10,6 +10,7 @@ from streamjax.errors import InputError
 from streamjax.stream import Batch, Sampling, Thresholds, engine, redecide, trace
 from tests.stream import kept
 
+pytestmark = pytest.mark.xdist_group("kept")  # one worker compiles for both files
 THRESHOLDS = Thresholds(0.4, 0.3, hysteresis=0.1)
 
 

@@ -13,6 +13,7 @@ from streamjax.errors import InputError
 from streamjax.stream import Batch, Sampling, Thresholds, engine, snapshot
 from tests.stream import kept
 
+pytestmark = pytest.mark.xdist_group("kept")  # one worker compiles for both files
 SAVED_AT = 17
 CASES = {
     "session": ("llava", dict(sampling=Sampling(temperature=1.5, seed=3))),
