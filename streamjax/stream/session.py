@@ -92,6 +92,11 @@ class Batch:
     ):
         if not isinstance(model, VideoLM):
             raise ValueError(f"cannot stream a {type(model).__name__}, wanted a video LLM")
+        if not model.placeholders:
+            raise ValueError(
+                "the model does not know which token stands for a frame's: set model.config = "
+                "dataclasses.replace(model.config, image_token_id=...)"
+            )
         for name, number in (("slots", slots), ("max_new_tokens", max_new_tokens)):
             if number < 1:
                 raise ValueError(f"{name} is {number}, wanted at least 1")
