@@ -332,7 +332,7 @@ def check(transcript: Transcript, turn: int, logits: np.ndarray, at: int, atol: 
         assert best in stops if token is None else token == best, (turn, i)
 
 
-def checkforward(transcript: Transcript, prompts: Any, frames: Any, atol: float = 1e-4):
+def check_whole(transcript: Transcript, prompts: Any, frames: Any, atol: float = 1e-4):
     """All turns against one-shot forwards over their prompts, which end with their answers."""
     for turn, (logits, (prompt, _)) in enumerate(
         zip(whole(transcript, prompts, frames), prompts, strict=True)
