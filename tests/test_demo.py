@@ -29,8 +29,7 @@ def test_it_leaves_a_run_a_folder_and_a_report(run):
     page = (folder / "watched.report.html").read_text()
     assert "<svg" in page and "http://" not in page.replace("http://www.w3.org", "")
     assert (folder / "watched.vtt").read_text().startswith("WEBVTT")
-    turns = [json.loads(line) for line in (folder / "watched.jsonl").read_text().splitlines()]
-    assert len(turns) >= 10
+    assert len(sj.read_trace(folder / "watched.jsonl").turns) >= 10
     rows = (folder / "assistant" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in rows] == list(range(1, len(rows) + 1))
 
