@@ -48,6 +48,8 @@ def test_each_verb_has_help_with_an_example(verb, capsys):
         (["stream", "m", "missing.mp4"], "missing.mp4"),
         (["encode", "m", "missing.mp4"], "missing.mp4"),
         (["train", "demo_asistant_"], "demo_asistant_"),
+        (["train", "streamo_qwen25vl_3b", "base=nowhere"], "nowhere/config.json: missing"),
+        (["train", "streamo_qwen25vl_3b", "bas=nowhere"], "did you mean 'base'?"),
         (["export", "missing_run", "folder"], "missing_run"),
     ],
 )

@@ -45,7 +45,9 @@ def load_recipe(
     known = inspect.signature(make).parameters
     for key in arguments:
         if key not in known:
-            raise InputError(f"recipe {name} has no {key!r}, only {', '.join(known) or 'nothing'}")
+            raise InputError(
+                f"recipe {name} takes no {key!r}, wanted one of: {', '.join(known) or 'nothing'}"
+            )
     if run is not None and "run" in known:
         arguments["run"] = run
     rest = []

@@ -1,14 +1,17 @@
 """A run that is killed, interrupted or resumed gives the numbers of one that never was."""
 
 import functools
+import gc
 import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -171,6 +174,30 @@ def test_bad_samples_are_counted_and_a_loss_that_is_no_number_stops_the_run(tmp_
         (1, 0), (2, 1), (3, 1), (4, 1), (5, 1),
     ]  # fmt: skip
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2", "4"]
+
+
+@devices
+def test_loaded_weights_are_let_go_of_when_the_run_begins(tmp_path, small):
+    loaded, alive = [], []
+
+    def load(rngs, mesh):
+        assert mesh.shape["fsdp"] == 2
+        model = toy.build(rngs)
+        loaded.append(weakref.ref(model.head.kernel.get_value()))
+        return model
+
+    def objective(model, batch):
+        gc.collect()
+        kernel = loaded[-1]()
+        alive.append(kernel is not None and not kernel.is_deleted())
+        return toy.objective(model, batch)
+
+    mesh = toy.MeshConfig(fsdp=2)
+    config = toy.config(**small, weights="loaded", model=load, objective=objective, mesh=mesh)
+    train(config, tmp_path, progress=silent)
+    shutil.rmtree(tmp_path / "checkpoints" / "6")
+    train(config, tmp_path, progress=silent)  # from step 4: nothing that was loaded is needed
+    assert len(loaded) == 2 and alive and not any(alive)
 
 
 @devices

@@ -131,3 +131,44 @@ def test_changes_name_the_keys_that_differ():
     assert changes(before, before) == []
     after = describe(override(toy.config(), ["optim.lr=2.0", "mesh.fsdp=2"]))
     assert changes(before, after) == ["optim.lr=2.0 (was 0.01)", "mesh.fsdp=2 (was 1)"]
+
+
+ASKING = """
+from pathlib import Path
+from tests.train import toy
+
+def config(base: str = "none", rate: float = 1e-2, run: str | Path | None = None, tiny: bool = False):
+    return toy.config(name=f"{base} {run}", steps=3 if tiny else 9, optim=toy.OptimConfig(lr=rate))
+"""
+
+
+def test_a_recipe_is_given_what_it_asks_for(tmp_path):
+    path = tmp_path / "asking.py"
+    path.write_text(ASKING)
+    config = load_recipe(path, ["base=a=b", "rate=0.5", "steps=4", "optim.b1=0.5"], run="here")
+    assert (config.name, config.optim.lr, config.steps, config.optim.b1) == (
+        "a=b here",
+        0.5,
+        4,
+        0.5,
+    )
+    assert load_recipe(path, tiny=True).steps == 3
+    for texts, told in (
+        (["bse=x"], "unknown key 'bse', did you mean 'base'?"),
+        (["stepps=1"], "did you mean 'steps'?"),
+        (["rate=fast"], "wanted float"),
+        (["run=x"], "said as --run x"),
+    ):
+        with pytest.raises(InputError) as error:
+            load_recipe(path, texts)
+        assert told in str(error.value)
+
+
+def test_a_recipe_without_a_tiny_form_says_so(recipe):
+    with pytest.raises(InputError, match=r"mine.py takes no 'tiny'"):
+        load_recipe(recipe, tiny=True)
+
+
+def test_overrides_apply_together():
+    config = toy.config(batch_size=8, accumulate=4)
+    assert override(config, ["batch_size=6", "accumulate=3"]).batch_size == 6

@@ -22,7 +22,7 @@ from streamjax.errors import InputError
 from streamjax.models import qwen2_5_vl
 from streamjax.ops import attention
 from streamjax.sharding import make_mesh
-from streamjax.train import MeshConfig, load_recipe, streamo, train
+from streamjax.train import MeshConfig, load_recipe, loop, streamo, train
 from streamjax.train.progress import silent
 from streamjax.train.state import set_up
 from streamjax.train.step import make_step, put
@@ -39,10 +39,21 @@ TIMES = {"seconds", "data_seconds", "compiled"}
 
 @pytest.fixture(scope="module", autouse=True)
 def short_rows():
-    """Rows of a few hundred tokens are attended to at once: a third of the time to compile."""
+    """Rows of a few hundred tokens are attended to at once: half the time to compile."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "ROWS", 1024)
         yield
+
+
+def hurried_step(config, setup, mesh):
+    """`make_step`, compiled in a hurry."""
+    step, compiled = make_step(config, setup, mesh), []
+
+    def run(state, batch):
+        compiled[:] = compiled or [step.lower(state, batch).compile(HURRY)]
+        return compiled[0](state, batch)
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +79,19 @@ def flat(state):
     return {"/".join(map(str, path)): np.asarray(v.get_value()) for path, v in pairs}
 
 
+def hurried(function, *args):
+    """The function compiled in a hurry for these arguments."""
+    return jax.jit(function).lower(*args).compile(HURRY)
+
+
+def filled(make, dtype=jnp.float32):
+    """What `make()` makes, its parameters drawn by numpy: faster than compiling initialisers."""
+    graph, shapes = nnx.split(nnx.eval_shape(make))
+    rng = np.random.default_rng(0)
+    values = jax.tree.map(lambda a: jnp.asarray(rng.normal(0, 0.1, a.shape), dtype), shapes)
+    return nnx.merge(graph, values)
+
+
 def flat_names(state):
     return ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(state)]
 
@@ -80,12 +104,9 @@ def steps_of(config, count):
     with jax.set_mesh(mesh):
         state = setup.make()
         before = flat(nnx.merge_state(state.params, state.frozen))
-        step, rows = None, []
+        step, rows = hurried_step(config, setup, mesh), []
         for _ in range(count):
-            batch = put(config, next(data), mesh)
-            if step is None:
-                step = make_step(config, setup, mesh).lower(state, batch).compile(HURRY)
-            state, metrics = step(state, batch)
+            state, metrics = step(state, put(config, next(data), mesh))
             rows.append(jax.device_get(metrics))
     after = flat(nnx.merge_state(state.params, state.frozen))
     data.close()
@@ -122,9 +143,7 @@ def test_two_steps_move_what_is_trained(home):
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_loss_of_a_packed_row_is_that_of_each_dialogue_alone(home, name):
     config = tiny(home, name)
-    setup = set_up(config, make_mesh(data=1))
-    state = setup.make()
-    model = nnx.merge(setup.graphdef, state.params, state.frozen)
+    model = filled(lambda: config.model(nnx.Rngs(0)))
     samples = [config.data.transform(r, RNG) for r in config.data.source()[:16]]
     # Two of one length, for one compilation.
     samples = next(p for p in itertools.combinations(samples, 2)
@@ -133,13 +152,15 @@ def test_the_loss_of_a_packed_row_is_that_of_each_dialogue_alone(home, name):
     assert config.data.pack.fits(samples)
     row = config.data.pack.row(samples)
     batch = {k: jnp.asarray(v)[None] for k, v in row.items()}
-    paid = jax.jit(lambda m, b: config.objective(m, b)[:2]).lower(model, batch).compile(HURRY)
-    loss, count = paid(model, batch)
-    total, number = 0.0, 0
+    loss, count = hurried(lambda m, b: config.objective(m, b)[:2], model, batch)(model, batch)
+    total, number, alone = 0.0, 0, None
     for one in samples:
         pixels, grid = normalised(model.assets.processor, one)
-        logits = model(one["tokens"][None], pixels, grid).logits
-        labels = one["labels"][None]
+        tokens, labels = one["tokens"][None], one["labels"][None]
+        given = (model, tokens, pixels, model.positions(tokens, grid)[0])
+        if alone is None:
+            alone = hurried(lambda m, t, x, p, g=grid: m(t, x, g, positions=p).logits, *given)
+        logits = alone(*given)
         state_ids = config.objective.keywords["state_ids"]
         total += float(sj.losses.stream_loss(logits, labels, state_ids, normalizer=1.0))
         number += int((labels[:, 1:] >= 0).sum())
@@ -161,7 +182,7 @@ def normalised(processor, sample):
 def ran(home):
     """Twenty steps of a tiny run, checkpoints at 10 and 20."""
     name = "streamo_qwen25vl_3b"
-    overrides = ["steps=20", "checkpoint.every=10"]
+    overrides = ["steps=20", "batch_size=2", "checkpoint.every=10"]
     config = load_recipe(name, overrides, tiny=True, run=home / name)
     train(config, home / name, progress=silent, compilation_cache=home / "cache")
     return config, home / name
@@ -173,11 +194,7 @@ def rows_of(run):
 
 
 def test_twenty_steps_learn_and_can_be_watched(ran):
-    config, run = ran
-    setup = set_up(config, make_mesh(data=1))
-    begun = setup.make()
-    before = flat(nnx.merge_state(begun.params, begun.frozen))
-    check_moved(before, flat(nnx.state(sj.load(run), nnx.Param)), config.trainable)
+    _, run = ran
     losses = [row["loss"] for row in rows_of(run)]
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
     assert rows_of(run)[-1]["skipped"] == 0
@@ -209,7 +226,8 @@ def test_a_mesh_and_micro_batches_change_nothing(ran):
     config, run = ran
     assert (config.accumulate, config.mesh) == (2, MeshConfig(data=1))
     whole = dataclasses.replace(config, accumulate=1, mesh=MeshConfig(data=1, fsdp=2))
-    *_, rows = steps_of(whole, 2)
+    before, _, rows = steps_of(whole, 2)
+    check_moved(before, flat(nnx.state(sj.load(run), nnx.Param)), config.trainable)
     for a, b in zip(rows, rows_of(run), strict=False):
         for key in ("loss", "grad_norm", "accuracy"):
             np.testing.assert_allclose(a[key], b[key], rtol=1e-4)
@@ -231,11 +249,7 @@ def base(home):
             text = text.replace(state, f"<|spare_{i}|>")
         file.write_text(text)
     assert not {*STATES} & {*load_tokenizer(tokenizer).get_vocab()}
-    shapes = nnx.eval_shape(lambda: config.model(nnx.Rngs(0)))
-    rng = np.random.default_rng(0)
-    graph, state = nnx.split(shapes)
-    state = jax.tree.map(lambda a: jnp.asarray(rng.normal(0, 0.1, a.shape), jnp.bfloat16), state)
-    model = nnx.merge(graph, state)
+    model = filled(lambda: config.model(nnx.Rngs(0)), jnp.bfloat16)
     model.assets = dataclasses.replace(model.assets, tokenizer=str(tokenizer))
     sj.save(model, folder)
     (folder / "generation_config.json").write_text('{"do_sample": false}')
@@ -250,7 +264,8 @@ def texts(home, base, *more):
 
 @pytest.mark.devices
 @pytest.mark.xdist_group("devices")
-def test_a_run_from_a_base_folder_ends_in_one_that_transformers_reads(home, base):
+def test_a_run_from_a_base_folder_ends_in_one_that_transformers_reads(home, base, monkeypatch):
+    monkeypatch.setattr(loop, "make_step", hurried_step)
     name, run = "streamo_internvl3_2b", home / "from_base"
     more = [
         "steps=2",
@@ -262,10 +277,11 @@ def test_a_run_from_a_base_folder_ends_in_one_that_transformers_reads(home, base
     ]
     config = load_recipe(name, texts(home, base, *more), run=run)
     assert (config.optim.b2, config.optim.weight_decay, config.optim.warmup) == (0.95, 0.1, 0.05)
-    setup = set_up(config, make_mesh(data=1, fsdp=2))
-    state = setup.make()
-    params, frozen = flat(state.params), flat(state.frozen)
-    assert state.params["decoder"]["embed"].get_value().sharding.spec[1] == "fsdp"
+    begun = config.model(nnx.Rngs(0), mesh=make_mesh(data=1, fsdp=2))
+    assert begun.decoder.embed.get_value().sharding.spec[1] in ("fsdp", ("fsdp",))
+    before = flat(nnx.state(begun, nnx.Param))
+    names = flat_names(set_up(config, make_mesh(data=1, fsdp=2)).abstract.params)
+    params, frozen = ({p: a for p, a in before.items() if (p in names) == t} for t in (True, False))
     assert all(a.dtype == np.float32 for a in params.values())
     assert all(a.dtype == jnp.bfloat16 for a in frozen.values())
     old = np.asarray(sj.load(base).decoder.embed[...], np.float32)
@@ -277,7 +293,7 @@ def test_a_run_from_a_base_folder_ends_in_one_that_transformers_reads(home, base
                                atol=1e-3)  # fmt: skip
     done = train(config, run, progress=silent, compilation_cache=home / "cache")
     assert np.isfinite([done.metrics["loss"], done.metrics["grad_norm"]]).all()
-    check_moved({**params, **frozen}, flat(nnx.state(done.model, nnx.Param)), config.trainable)
+    check_moved(before, flat(nnx.state(done.model, nnx.Param)), config.trainable)
     assert cli.main(["export", str(run), str(run / "hf")]) == 0
     import transformers
 
