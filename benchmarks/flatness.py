@@ -27,8 +27,8 @@ from machine import describe
 from streamformer_torch import weights
 
 import streamjax as sj
-from streamjax.bench import TOWERS
-from streamjax.bench_families import FAMILIES, TURN, filled, subject
+from streamjax.bench.frame import TOWERS
+from streamjax.bench.policies import FAMILIES, TURN, filled, subject
 from streamjax.stream import program
 
 SMALL = dataclasses.replace(

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from flax import nnx
 from machine import describe
 
-from streamjax.bench import TOWERS
+from streamjax.bench.frame import TOWERS
 from streamjax.models.streamformer import StreamFormer, TemporalCache, fold
 from streamjax.stream import program
 

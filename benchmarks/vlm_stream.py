@@ -31,8 +31,8 @@ import transformers
 from machine import describe
 
 import streamjax as sj
-from streamjax.bench import DECODERS
-from streamjax.bench_families import FAMILIES, TURN, filled, subject, tokens_held
+from streamjax.bench.frame import DECODERS
+from streamjax.bench.policies import FAMILIES, TURN, filled, subject, tokens_held
 from streamjax.stream.book import POLICIES
 
 CLASSES = {

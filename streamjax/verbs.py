@@ -379,7 +379,7 @@ def bench(
     """
     import jax.numpy as jnp
 
-    from streamjax import bench
+    from streamjax.bench import frame
 
     if min(window, default=0) < 2 or frames < 1 or min(context, default=0) < 1:
         raise InputError(
@@ -391,13 +391,13 @@ def bench(
         return
     if peers or family != "llava_streamformer":
         raise InputError("--peers and --family go with: bench stream --family qwen2_5_vl")
-    run = bench.bench_encode if what == "encode" else bench.bench_stream
+    run = frame.bench_encode if what == "encode" else frame.bench_stream
     rows = []
     with _counting("windows", len(window)) as counted:
         for size_of_window in window:
             rows.append(run(size, jnp.dtype(dtype), size_of_window, frames))
             counted(len(rows), len(window))
-    print(bench.table(rows, "frames" if what == "encode" else "turns"))
+    print(frame.table(rows, "frames" if what == "encode" else "turns"))
 
 
 def _bench_family(family, context, dtype, size, frames, peers):
@@ -406,7 +406,7 @@ def _bench_family(family, context, dtype, size, frames, peers):
 
     import jax.numpy as jnp
 
-    from streamjax import bench_families
+    from streamjax.bench import policies
 
     if peers:
         script = Path("benchmarks/vlm_stream.py")
@@ -420,9 +420,9 @@ def _bench_family(family, context, dtype, size, frames, peers):
     tables = []
     with _counting("contexts", len(context)) as counted:
         for tokens in context:
-            cycles = -(-frames // bench_families.EVERY)
-            rows = bench_families.bench_policies(family, size, jnp.dtype(dtype), tokens, cycles)
-            tables.append(bench_families.policy_table(rows))
+            cycles = -(-frames // policies.EVERY)
+            rows = policies.bench_policies(family, size, jnp.dtype(dtype), tokens, cycles)
+            tables.append(policies.policy_table(rows))
             counted(len(tables), len(context))
     print("\n\n".join(tables))
 

@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "stream": ("models", "ops", "sharding", "data.dialogue", "data.chat", "data.tokenizer",
                "data.processors", "data.video"),
     "evals": ("stream", "models", "data"),
-    "bench": ("stream", "models", "ops", "sharding"),
+    "bench": ("stream", "models", "ops", "sharding", "data.tokenizer"),
     "demo": EVERYTHING,
     "cli": EVERYTHING,
     "verbs": EVERYTHING,

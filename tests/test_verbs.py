@@ -234,6 +234,19 @@ def test_bench_tells_frame_and_floor(what, capsys):
     assert frame > 0 and floor == pytest.approx(products + cache, abs=0.02)
 
 
+def test_bench_tells_a_turn_under_every_policy(capsys, tmp_path, monkeypatch):
+    asked = ["bench", "stream", "--family", "qwen2_5_vl", "--size", "tiny", "--context", "200"]
+    assert cli.main([*asked, "--frames", "1"]) == 0
+    _, *rows = capsys.readouterr().out.splitlines()
+    assert [row.split()[0] for row in rows] == ["session", "full", "refill", "recent"]
+    assert all(int(row.split()[1]) > 0 and float(row.split()[2]) > 0 for row in rows)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*asked, "--peers"]) == 2
+    assert "run it in a clone of the repository" in capsys.readouterr().err
+    assert cli.main(["bench", "encode", "--family", "qwen3_vl"]) == 2
+    assert "bench stream --family" in capsys.readouterr().err
+
+
 def test_world_writes_what_it_says_and_repeats_it(capsys, tmp_path):
     small = ["--train", "1", "--val", "0", "--test", "1", "--novel", "0", "--workers", "0",
              "--seconds", "8", "9", "--height", "16", "--width", "16"]  # fmt: skip

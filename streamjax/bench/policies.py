@@ -1,7 +1,7 @@
 """How long a silent turn of a video LLM takes under each window policy.
 
-The language model is the one of `bench`, the tower is small and a frame 64 visual tokens, so that
-what is timed is the policies. A turn is a frame, 12 tokens of text, and the answer of the turn
+The language model is the one of `frame.bench_stream`, the tower is small and a frame 64 visual
+tokens, so that what is timed is the policies. A turn is a frame, 12 tokens of text, and the answer of the turn
 before; weights are random. `benchmarks/vlm_stream.py` times transformers beside it.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from streamjax.bench import DECODERS, random_model
+from streamjax.bench.frame import DECODERS, random_model
 from streamjax.data.tokenizer import build_word_tokenizer
 from streamjax.models import internvl, qwen2_5_vl, qwen3_vl
 from streamjax.stream import Stream

@@ -1,0 +1,1 @@
+"""What a stream costs here: a frame beside its floor, a turn under each window policy."""
