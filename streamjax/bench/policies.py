@@ -1,8 +1,8 @@
 """How long a silent turn of a video LLM takes under each window policy.
 
 The language model is the one of `frame.bench_stream`, the tower is small and a frame 64 visual
-tokens, so that what is timed is the policies. A turn is a frame, 12 tokens of text, and the answer of the turn
-before; weights are random. `benchmarks/vlm_stream.py` times transformers beside it.
+tokens, so that what is timed is the policies. A turn is a frame, 12 tokens of text, and the answer
+of the turn before; weights are random. `benchmarks/vlm_stream.py` times transformers beside it.
 """
 
 import dataclasses
@@ -88,7 +88,8 @@ def filled(
     elif policy == "full":
         options |= {"capacity": context + (timed + 40) * TURN}
     elif policy == "recent":
-        options, chunk = {"window": FRAMES, "tokenizer": _words(), "system": ""}, None
+        options = dict[str, Any](window=FRAMES, tokenizer=_words(), system="")
+        chunk = None
     stream = Stream(case.model, policy=policy, max_new_tokens=1, **options)
 
     def turn():

@@ -18,7 +18,9 @@ def test_live(golden, family, monkeypatch):
     tokens, pixels = io["live.input_ids"][0], io["stream5.pixel_values"]
     starts, answers = io["live.turn_starts"].tolist(), io["live.generated"].tolist()
     side = 6 if family == "internvl" else None
-    grid = [(1, side, side)] * 5 if side else list(map(tuple, io["stream5.image_grid_thw"].tolist()))
+    grid = (
+        [(1, side, side)] * 5 if side else list(map(tuple, io["stream5.image_grid_thw"].tolist()))
+    )
     frames = np.split(pixels, 5)
     stream = sj.Stream(
         sj.load(golden / family, dtype="float32"), state_ids=STATES, end_id=END, capacity=256,

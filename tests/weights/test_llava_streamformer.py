@@ -87,7 +87,10 @@ def test_the_tower_config_beside_the_weights_wins(folder):
         (dict(mm_projector_type="linear"), "mm_projector_type is 'linear', wanted 'mlp2x_gelu'"),
         (dict(hidden_size="absent"), "hidden_size is missing, wanted a number"),
         (dict(mm_hidden_size=64), "mm_hidden_size is 64, wanted the tower's hidden_size=32"),
-        (dict(rope_scaling={"type": "linear", "factor": 2}), "rope of type 'linear', wanted default"),
+        (
+            dict(rope_scaling={"type": "linear", "factor": 2}),
+            "rope of type 'linear', wanted default",
+        ),
         (dict(use_sliding_window=True), "use_sliding_window is True, wanted False"),
         (dict(num_key_value_heads=3), "num_attention_heads is 4, wanted a multiple of"),
         (dict(vocab_size=201), r"embed_tokens.weight has shape \[200, 48\], wanted \[201, 48\]"),
