@@ -14,8 +14,8 @@ with betas .9 and .95 at 1e-5, cosine to 0 after 5 % of warm-up, decay .1, clipp
 loss with gamma 2, alpha from each dialogue's own states; the tower frozen, merger and language
 model trained, bfloat16 with float32 weights of what is trained; one frame a second, at most 128
 visual tokens; 32,768 tokens at most, longer dialogues skipped. Batch, rate, gamma, epoch, frame
-rate and what is frozen are the paper's; betas, decay, clipping, warm-up, schedule, seed and length
-those of the released code, which is the 3B model's, and of its trainer.
+rate and what is frozen are the paper's; betas, decay, clipping, warm-up, schedule, seed, frame size
+and length those of the released code, which is the 3B model's, and of its trainer.
 
 What differs: dialogues keep the answers that the released converter loses and frames do not drift
 (`parity=upstream` for word for word, docs/differences.md); the loss is computed in float32; a
@@ -26,7 +26,7 @@ tokens, several times the mean dialogue: `dialogues=16 batch_size=128 accumulate
 side by side instead, an estimated three to a row by the paper's durations; each keeps its own loss.
 
 Not run here: no time and no score is claimed. `--tiny` (a random model of the family with 2 + 2
-layers, 60 steps on the embedded world, exported) took TINY s on one core of an AMD EPYC.
+layers, 60 steps on the embedded world, exported) took 71 s on one busy core of an AMD EPYC.
 """
 
 import functools

@@ -14,8 +14,9 @@ with betas .9 and .95 at 1e-5, cosine to 0 after 5 % of warm-up, decay .1, clipp
 loss with gamma 2, alpha from each dialogue's own states; the tower frozen, mergers and language
 model trained, bfloat16 with float32 weights of what is trained; one frame a second, at most 128
 visual tokens; 32,768 tokens at most, longer dialogues skipped. All of this is what the paper and
-the released code say of Qwen2.5-VL; of Qwen3-VL the supplement names only the scores. A token is 32
-pixels wide here, so that the same 128 are larger frames; the deepstack mergers are trained too.
+the released code say of Qwen2.5-VL; of Qwen3-VL it is known only that it was trained so too. A
+token is 32 pixels wide here, so that the same 128 are larger frames; the deepstack mergers are
+trained too.
 
 What differs: dialogues keep the answers that the released converter loses and frames do not drift
 (`parity=upstream` for word for word, docs/differences.md); the loss is computed in float32; a
@@ -26,7 +27,7 @@ tokens, several times the mean dialogue: `dialogues=16 batch_size=128 accumulate
 side by side instead, an estimated three to a row by the paper's durations; each keeps its own loss.
 
 Not run here: no time and no score is claimed. `--tiny` (a random model of the family with 2 + 2
-layers, 60 steps on the embedded world, exported) took TINY s on one core of an AMD EPYC.
+layers, 60 steps on the embedded world, exported) took 79 s on one busy core of an AMD EPYC.
 """
 
 import functools

@@ -11,6 +11,8 @@ import jax
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from streamjax.errors import InputError
+
 MESH_AXES = ("data", "fsdp", "tensor", "context")
 
 # Logical axis -> mesh axes. Parameters shard `embed` over fsdp and the other side over tensor;
@@ -29,7 +31,7 @@ RULES: dict[str, tuple[str, ...]] = {
 def make_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1, context: int = 1) -> Mesh:
     """The device mesh; `data=-1` takes the devices that the other axes leave over.
 
-    Axes that multiply to fewer devices than there are take the first ones. Raises ValueError when
+    Axes that multiply to fewer devices than there are take the first ones. Raises InputError when
     they need more.
     """
     devices = jax.device_count()
@@ -37,9 +39,9 @@ def make_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1, context: int = 1
     if data == -1:
         data = max(devices // rest, 1)
     if data * rest > devices:
-        raise ValueError(
+        raise InputError(
             f"mesh data={data} fsdp={fsdp} tensor={tensor} context={context} needs {data * rest} "
-            f"devices, found {devices}: set mesh.data=-1 to use what is left over"
+            f"devices, found {devices}: lower them (mesh.data=-1 takes what the others leave over)"
         )
     # jax.make_mesh defaults to Explicit axes; this library is written for Auto.
     return jax.make_mesh(
