@@ -266,12 +266,20 @@ class InternVL(VideoLM):
     def encode_images(self, pixels: Any, grid: Grid = None) -> Float[Array, "n d"]:
         """All tiles' visual tokens in order, each tile's by rows (256 of a tile of 448 pixels).
 
-        Raises ValueError when pixels and grid disagree.
+        Raises ValueError when pixels and grid disagree, for no tiles, and for tiles that squares of
+        patches do not fill.
         """
         pixels = jnp.asarray(pixels, self.dtype)
+        if pixels.ndim < 3 or 0 in pixels.shape:
+            raise ValueError(f"pixels have shape {list(pixels.shape)}, wanted [tiles 3 h w]")
         tiles = pixels.reshape(-1, *pixels.shape[-3:])
-        p = self.config.vision.patch_size
+        p, m = self.config.vision.patch_size, self.config.merge
         side = (tiles.shape[2] // p, tiles.shape[3] // p)
+        if side[0] % m or side[1] % m:
+            raise ValueError(
+                f"tiles of {tiles.shape[2]}x{tiles.shape[3]} pixels, wanted sides that are "
+                f"multiples of {p * m}: resize them"
+            )
         if grid is not None:
             grid = host_grid(grid)
             if grid[:, 0].sum() != len(tiles) or (grid[:, 1:] != side).any():
@@ -279,7 +287,7 @@ class InternVL(VideoLM):
                     f"grid {grid.tolist()} does not describe {len(tiles)} tiles of "
                     f"{side[0]}x{side[1]} patches"
                 )
-        tokens = _see(self.visual, self.projector, tiles, self.config.merge)
+        tokens = _see(self.visual, self.projector, tiles, m)
         return tokens.reshape(-1, tokens.shape[-1])
 
     def visual_tokens(self, grid: Grid) -> list[int]:

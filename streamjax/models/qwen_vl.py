@@ -101,14 +101,19 @@ class QwenVL(VideoLM):
         segments: Any = None,
         seconds_per_grid: Any = None,
         rule: str = "max",
-    ) -> tuple[Int[np.ndarray, "3 b l"], Int[np.ndarray, "b 1"]]:
+    ) -> tuple[Int[np.ndarray | Array, "3 b l"], Int[np.ndarray | Array, "b 1"]]:
         """M-RoPE: where each token stands in time, row and column; data/positions.py.
 
         seconds_per_grid and rule are about videos, and change nothing for Qwen3-VL, which writes
-        time stamps between a video's steps.
+        time stamps between a video's steps. On the host; inside jit only for text, without a grid.
         """
         if isinstance(grid, VisionPlan):
             raise ValueError("positions is None and the grid a plan: give positions of the grid")
+        if any(isinstance(a, jax.core.Tracer) for a in (tokens, mask, segments)):
+            if grid is not None:
+                raise ValueError("positions is None inside jit: give positions of the grid")
+            text, delta = super().positions(tokens, mask=mask, segments=segments)
+            return jnp.broadcast_to(text, (3, *text.shape)), delta
         if grid is not None:
             grid = host_grid(grid)
             grid = grid[grid.any(axis=1)]
@@ -131,6 +136,8 @@ class QwenVL(VideoLM):
     def _look(self, pixels: Any, grid: Any) -> Any:
         """What the tower makes of pixels [p e], or [b p e] row by row."""
         pixels = jnp.asarray(pixels, self.dtype)
+        if pixels.ndim not in (2, 3) or 0 in pixels.shape:
+            raise ValueError(f"pixels have shape {list(pixels.shape)}, wanted [patches values]")
         by_rows = pixels.ndim == 3
         plan = grid
         if not isinstance(grid, VisionPlan):

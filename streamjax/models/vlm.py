@@ -154,17 +154,18 @@ class VideoLM(nnx.Module):
     ) -> Float[Array, "b l d"]:
         """The final-normed states, for a loss that takes `head_kernel()` piece by piece.
 
-        mask [b l]: true for real tokens (None: all). segments int [b l]: packed dialogues, which do
-        not see one another. positions: what `positions` gives, which is also what None stands for
-        (inside jit they have to be given where they depend on the grid). options: of the family's
-        `encode_images`. Raises ValueError when the placeholders are not as many as the visual
-        tokens.
+        pixels: None, or as many as none at all, for text. mask [b l]: true for real tokens (None:
+        all). segments int [b l]: packed dialogues, which do not see one another. positions: what
+        `positions` gives, which is also what None stands for (inside jit they have to be given
+        where they depend on the grid). options: of the family's `encode_images`. Raises ValueError
+        when the placeholders are not as many as the visual tokens, and for unknown tokens.
         """
         features = None
-        if pixels is not None:
+        if pixels is not None and 0 not in np.shape(pixels):
             features = self.encode_images(pixels, grid, **options)
             if np.ndim(pixels) > self.pixel_dims:
                 features = by_rows(features, len(pixels))
+        x, deep = self.embed(tokens, features), self.deepstack(tokens, features)
         if positions is None:
             positions, _ = self.positions(tokens, grid, mask=mask, segments=segments)
         if mask is not None:
@@ -172,9 +173,7 @@ class VideoLM(nnx.Module):
             segments = jnp.where(jnp.asarray(mask, bool), ids, -1)
         elif segments is not None:
             segments = jnp.asarray(segments, jnp.int32)
-        x = self.embed(tokens, features)
         positions = jnp.asarray(positions, jnp.int32)
-        deep = self.deepstack(tokens, features)
         return self.decoder(x, positions, segments, deepstack=deep)
 
     def head_kernel(self) -> Float[Array, "d v"]:
@@ -199,12 +198,12 @@ class VideoLM(nnx.Module):
         """
         shape = np.shape(tokens)
         real = jnp.ones(shape, bool) if mask is None else jnp.asarray(mask, bool)
-        place = jnp.cumsum(real, axis=1, dtype=jnp.int32) - 1
+        before = jnp.cumsum(real, axis=1, dtype=jnp.int32) - real
         if segments is not None:
             ids = jnp.asarray(segments, jnp.int32)
-            fresh = jnp.concatenate([ids[:, :1] != ids[:, :1], ids[:, 1:] != ids[:, :-1]], axis=1)
-            place = place - jax.lax.cummax(jnp.where(fresh, jnp.maximum(place, 0), 0), axis=1)
-        positions = jnp.where(real, place, 0)
+            fresh = jnp.pad(ids[:, 1:] != ids[:, :-1], ((0, 0), (1, 0)))
+            before = before - jax.lax.cummax(jnp.where(fresh, before, 0), axis=1)
+        positions = jnp.where(real, before, 0)
         return positions, positions.max(axis=1, keepdims=True) + 1 - shape[1]
 
     def extend(
@@ -268,10 +267,18 @@ class VideoLM(nnx.Module):
         """The decoder's input: embedding rows, and visual tokens in the placeholders' places.
 
         Features [b n d] may be padded behind in rows that have fewer. Raises ValueError when there
-        are not as many as placeholders, or by rows too few, where the tokens are known.
+        are not as many as placeholders, or by rows too few, and for a token that has no row of the
+        embeddings, where the tokens are known.
         """
         if not isinstance(tokens, jax.core.Tracer):
-            counts = np.isin(np.asarray(tokens), self.placeholders).sum(axis=1)
+            ids, rows = np.asarray(tokens), self.config.decoder.vocab_size
+            here = np.isin(ids, self.placeholders)
+            if (highest := ids[~here].max(initial=0)) >= rows:
+                raise ValueError(
+                    f"token {highest} for {rows} rows of embeddings: is the tokenizer this "
+                    "model's? streamjax.models.vocabulary.grow adds rows for new tokens"
+                )
+            counts = here.sum(axis=1)
             holes, given = int(counts.sum()), 0
             if features is not None:
                 given = int(np.prod(features.shape[:-1]))

@@ -37,6 +37,8 @@ def grouped_attention(
     """
     heads, patches, h = q.shape
     members = jnp.asarray(groups.members)
+    if members.size == 0:  # rows of a batch without any picture
+        return v
     q, k, v = (jnp.take(a, members, axis=1, mode="clip") for a in (q, k, v))
     mask = members < patches
     count, size = members.shape

@@ -251,6 +251,24 @@ def test_rows_with_fewer_visual_tokens_than_others(one):
         model.embed(tokens, jnp.zeros((2, 1, width)))
 
 
+def test_text_alone(one):
+    """Without pictures, with rows for them that are all empty, and inside jit."""
+    model, width = one.model, one.io["stream5.pixel_values"].shape[1]
+    tokens = np.arange(16).reshape(2, 8)
+    mask = np.arange(8) >= [[3], [0]]
+    found = jax.jit(lambda m, t, k: m(t, mask=k).logits)(model, tokens, mask)
+    positions, _ = model.positions(tokens, mask=mask)
+    assert isinstance(positions, np.ndarray)
+    plan = model.plan(np.zeros((2, 1, 3), int), shape=PlanShape(8, 0, 0))
+    pixels = np.ones((2, 8, width), np.float32)
+    wanted = forward(model, tokens, pixels, plan, mask, positions)
+    np.testing.assert_allclose(found[mask], wanted[mask], atol=2e-4)
+    alone = forward(model, tokens, pixels[:, :0], plan, mask, positions)
+    np.testing.assert_allclose(alone[mask], wanted[mask], atol=2e-4)
+    with pytest.raises(ValueError, match="positions is None inside jit: give positions"):
+        jax.jit(lambda m, t: m(t, pixels, np.zeros((2, 1, 3), int)).logits)(model, tokens)
+
+
 def test_frames_of_several_streams_with_every_pixel_once(one):
     """Half the values a patch of a still picture has; the live dialogue has them all."""
     io, model = one.io, one.model
@@ -329,6 +347,8 @@ def test_bad_grids(one):
         model.encode_images(pixels, np.array([[1, 2, 10]]))
     with pytest.raises(ValueError, match=r"grid row \(1, 3, 8\): .* multiples of 2"):
         model.encode_images(pixels, np.array([[1, 3, 8]]))
+    with pytest.raises(ValueError, match=r"pixels have shape \[0, 96\], wanted \[patches values"):
+        model.encode_images(pixels[:0], np.zeros((0, 3), int))
     with pytest.raises(ValueError, match="grid is missing"):
         model.encode_images(pixels, None)
     with pytest.raises(ValueError, match="needs PlanShape.* larger than"):
