@@ -24,7 +24,7 @@ from flax import nnx
 
 from streamjax.data.processors import read_processor
 from streamjax.errors import InputError
-from streamjax.weights import card, safetensors
+from streamjax.weights import card, safetensors, table
 from streamjax.weights.config import read_config
 
 # config.json's model_type -> the module of weights/ that reads and writes it.
@@ -193,7 +193,7 @@ def _load_run(run: Path, dtype: Any, mesh: jax.sharding.Mesh | None) -> Any:
     state = latest_params(run, shapes, mesh=mesh)
     if dtype is not None:
         state = jax.tree.map(lambda a: a.astype(dtype), state)
-    model = nnx.merge(graph, state)
+    model = table.computing_as_kept(nnx.merge(graph, state))
     _take_assets(model, home)
     return model
 

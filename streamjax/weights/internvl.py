@@ -73,11 +73,12 @@ _VISION_WANTED = {
     "use_moe": False,
 }  # fmt: skip
 _VISION_ALSO = frozenset({
-    "attention_dropout", "hidden_dropout_prob", "projection_dropout",
-    "use_absolute_position_embeddings", "use_mask_token", "use_mean_pooling",
+    "attention_dropout", "dropout", "hidden_dropout_prob", "initializer_factor",
+    "projection_dropout", "use_absolute_position_embeddings", "use_mask_token", "use_mean_pooling",
 })  # fmt: skip
 
-# The original's config.json: its names for the hub's settings, and what else it holds.
+# The original's config.json: its names for the hub's settings, and what else it holds. The folders
+# that were converted to the hub's style have some of the latter too.
 _VISION_NAMES = {
     "qkv_bias": "attention_bias", "qk_normalization": "use_qk_norm",
     "initializer_factor": "layer_scale_init_value", "dropout": "hidden_dropout_prob",
@@ -118,7 +119,9 @@ def config_of(raw: Mapping[str, Any], source: Any) -> InternVLConfig:
             "of 1B, 2B, 8B, 14B, 38B and 78B)"
         )
     text.setdefault("tie_word_embeddings", bool(raw.get("tie_word_embeddings", False)))
-    decoder = decoder_config(text, f"{source}: text_config", attention_bias=True)
+    decoder = decoder_config(
+        text, f"{source}: text_config", also=_ORIGINAL_TEXT, attention_bias=True
+    )
     tower = _vision_config(vision, f"{source}: vision_config")
     own = parse_config(_Own, raw, source=source, also=_ALSO)
     try:
@@ -153,15 +156,8 @@ def load(
     tied = _named("language_model.lm_head.weight", layout) not in tensors
     decoder = dataclasses.replace(config.decoder, tie_word_embeddings=tied)
     config = dataclasses.replace(config, decoder=decoder)
-    graph, shapes = nnx.split(_blank(config, raw))
     wanted = rules(config, layout)
-    known = table.expected(shapes, wanted)
-    table.refuse((name for name in tensors if name not in known), known, source)
-    state = table.load(shapes, wanted, tensors, source=source, dtype=dtype, mesh=mesh)
-    model = nnx.merge(graph, state)
-    kept = jnp.result_type(*(a.dtype for a in jax.tree.leaves(state)))
-    model.dtype = model.visual.dtype = model.decoder.dtype = kept
-    return model
+    return table.fill(_blank(config, raw), wanted, tensors, source=source, dtype=dtype, mesh=mesh)
 
 
 def dump(model: InternVL) -> tuple[dict[str, Any], dict[str, Lazy]]:
@@ -309,7 +305,8 @@ def _vision_config(raw: Mapping[str, Any], source: Any) -> InternViTConfig:
             if len(set(value)) != 1:
                 raise InputError(f"{source}: {key} is {value}, wanted a square")
             settings[key] = value[0]
-    return parse_config(InternViTConfig, settings, source=source, also=_VISION_ALSO)
+    also = _VISION_ALSO | _ORIGINAL_VISION
+    return parse_config(InternViTConfig, settings, source=source, also=also)
 
 
 def _placeholder(folder: Path) -> int | None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -131,9 +130,7 @@ def load(
     extras = {name: a for name, a in tensors.items() if name not in known}
     table.refuse((n for n in extras if n not in masks), known, source)
     state = table.load(shapes, wanted, tensors, source=source, dtype=dtype, mesh=mesh)
-    filled = nnx.merge(graph, state)
-    kept = jnp.result_type(*(a.dtype for a in jax.tree.leaves(state)))
-    filled.dtype = filled.tower.dtype = filled.decoder.dtype = kept
+    filled = table.computing_as_kept(nnx.merge(graph, state))
     filled.assets = Assets(extras=Extras(dict(raw), extras))
     return filled
 

@@ -129,15 +129,8 @@ def load(
     tied = "lm_head.weight" not in tensors
     decoder = dataclasses.replace(config.decoder, tie_word_embeddings=tied)
     model = _blank(family, dataclasses.replace(config, decoder=decoder), raw)
-    graph, shapes = nnx.split(model)
     wanted = rules(family, model.config, layout_of(family, tensors))
-    known = table.expected(shapes, wanted)
-    table.refuse((name for name in tensors if name not in known), known, source)
-    state = table.load(shapes, wanted, tensors, source=source, dtype=dtype, mesh=mesh)
-    filled = nnx.merge(graph, state)
-    filled.dtype = jnp.result_type(*(a.dtype for a in jax.tree.leaves(state)))
-    filled.decoder.dtype = filled.dtype
-    return filled
+    return table.fill(model, wanted, tensors, source=source, dtype=dtype, mesh=mesh)
 
 
 def dump(family: Family, model: QwenVL) -> tuple[dict[str, Any], dict[str, Lazy]]:

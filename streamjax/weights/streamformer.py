@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -80,8 +79,7 @@ def fill(
     state = table.load(
         shapes, wanted, tensors, source=source, prefix=prefix, dtype=dtype, mesh=mesh
     )
-    filled = nnx.merge(graph, state)
-    filled.dtype = jnp.result_type(*(a.dtype for a in jax.tree.leaves(state)))
+    filled = table.computing_as_kept(nnx.merge(graph, state))
     kept = dataclasses.replace(model.assets.extras, tensors=extras, prefix=prefix)
     filled.assets = dataclasses.replace(model.assets, extras=kept)
     return filled

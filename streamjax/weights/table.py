@@ -7,7 +7,7 @@ list, so what one accepts the other writes. Anything that no rule takes is an er
 import dataclasses
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from streamjax.errors import InputError
 from streamjax.sharding import shardings_of
 from streamjax.weights.tensors import Lazy, Tensor, aligned, all_finite, rows
 
+M = TypeVar("M", bound=nnx.Module)
 Bounds = tuple[tuple[int, int], ...]  # (start, stop) along every axis
 
 # How much of a tensor is in memory at a time while it is put into place, at least 64 rows: bands
@@ -95,6 +96,36 @@ def load(
         found = {prefix + n: _take(tensors, prefix + n, wanted, source) for n in names}
         filled[path] = flat[path].replace(_place(rule, shape, where, found, dtype, source))
     return nnx.from_flat_state(filled)
+
+
+def fill(
+    model: M,
+    rules: Sequence[Rule],
+    tensors: Mapping[str, Tensor],
+    *,
+    source: Any,
+    dtype: Any = None,
+    mesh: jax.sharding.Mesh | None = None,
+) -> M:
+    """A model of shapes with the values of `load`, where every tensor must have its place.
+
+    Raises InputError as `load` does, and for a tensor that no rule takes.
+    """
+    graph, shapes = nnx.split(model)
+    known = expected(shapes, rules)
+    refuse((name for name in tensors if name not in known), known, source)
+    state = load(shapes, rules, tensors, source=source, dtype=dtype, mesh=mesh)
+    return computing_as_kept(nnx.merge(graph, state))
+
+
+def computing_as_kept(model: M) -> M:
+    """The same model, told to compute in the dtype of its parameters, of several in the widest."""
+    leaves = jax.tree.leaves(nnx.state(model, nnx.Param))
+    kept = jnp.result_type(*(leaf.dtype for leaf in leaves))
+    for _, part in nnx.iter_modules(model):
+        if hasattr(part, "dtype"):
+            part.dtype = kept
+    return model
 
 
 def dump(state: nnx.State, rules: Iterable[Rule], *, prefix: str = "") -> dict[str, Lazy]:

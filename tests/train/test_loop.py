@@ -228,6 +228,7 @@ def test_a_run_of_a_known_family_is_loaded_by_its_folder(tmp_path):
     ]  # fmt: skip
     loaded = sj.load(tmp_path)
     assert loaded.assets.processor.size == (4, 4)
+    assert loaded.dtype == "float32" and sj.load(tmp_path, dtype="bfloat16").dtype == "bfloat16"
     sj.save(loaded, tmp_path / "hf")  # the original's strict loader asks for the mask buffers
     assert any(".mask" in name for name in read_folder(tmp_path / "hf")[0])
     close = functools.partial(jax.tree.map, np.testing.assert_array_equal)
