@@ -86,6 +86,7 @@ def main():
         old()
         if i % 500 == 499:
             print(f"{i + 1} of {turns} turns", file=sys.stderr, flush=True)
+    after = live_bytes(), programs()
     seconds = {"old": [], "young": []}
     for _ in range(args.timed):
         for name, turn in (("old", old), ("young", young)):
@@ -93,7 +94,6 @@ def main():
             turn()
             seconds[name].append(time.process_time() - begin)
     medians = {name: 1e3 * statistics.median(s) for name, s in seconds.items()}
-    after = live_bytes(), programs()
     result = {
         "what": args.what,
         "turns ahead": turns,
