@@ -134,7 +134,9 @@ def test_each_recipe_is_built_at_its_published_values(home, name):
 
 
 def test_two_steps_move_what_is_trained(home):
-    config = tiny(home, "streamo_qwen3vl_4b", batch_size=2, accumulate=1)
+    config = tiny(home, "streamo_qwen3vl_4b", batch_size=2, accumulate=1, weights="loaded")
+    make = config.model
+    config = dataclasses.replace(config, model=lambda rngs: filled(lambda: make(rngs)))
     before, after, rows = steps_of(config, 2)
     assert all(np.isfinite([row["loss"], row["grad_norm"]]).all() for row in rows)
     check_moved(before, after, config.trainable)
@@ -300,9 +302,6 @@ def test_a_run_from_a_base_folder_ends_in_one_that_transformers_reads(home, base
     raw = transformers.AutoConfig.from_pretrained(run / "hf")
     assert raw.text_config.vocab_size == len(embed)
     assert json.loads((run / "hf" / "generation_config.json").read_text()) == {"do_sample": False}
-    stream = sj.Stream(sj.load(run / "hf"), max_new_tokens=2)
-    stream.ask("Narrate the video.")
-    stream.push(np.zeros((64, 64, 3), np.uint8))
 
 
 def test_what_is_no_base_is_one_line(home, base, tmp_path):
