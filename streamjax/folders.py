@@ -50,8 +50,9 @@ CLASSES: dict[str, str] = {
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "chat_template.jinja",
-    "chat_template.json", "generation_config.json",
+    "chat_template.json", "generation_config.json", "video_preprocessor_config.json",
 )  # fmt: skip
+_PROCESSOR = "processor_config.json"
 _DOWNLOADED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", card.FILE)
 
 
@@ -72,6 +73,11 @@ def load(
     if not (folder / "config.json").is_file() and (folder / "model" / "config.json").is_file():
         return _load_run(folder, dtype, mesh)
     raw = read_config(folder / "config.json")
+    if raw.get("quantization_config"):
+        raise InputError(
+            f"{folder / 'config.json'}: quantization_config is there, wanted weights that are not "
+            "quantized: load the folder that these were made from"
+        )
     if dtype is not None:  # what is saved again says what it now holds
         name = jax.numpy.dtype(dtype).name
         raw |= {key: name for key in ("torch_dtype", "dtype") if key in raw}
@@ -135,6 +141,10 @@ def _write(model: Any, folder: str | os.PathLike, *, weights: bool) -> None:
             for name in _TOKENIZER_FILES:
                 if (file := Path(model.assets.tokenizer) / name).is_file():
                     shutil.copyfile(file, temporary / name)
+            if (file := Path(model.assets.tokenizer) / _PROCESSOR).is_file():
+                # transformers 5 keeps a copy of preprocessor_config.json there, which is written.
+                kept = {k: v for k, v in read_config(file).items() if k != "image_processor"}
+                (temporary / _PROCESSOR).write_text(json.dumps(kept, indent=2) + "\n", "utf-8")
         if weights:
             safetensors.write_folder(temporary, tensors)
         if not folder.exists():
@@ -213,10 +223,13 @@ def _take_assets(model: Any, folder: Path) -> None:
 def _chat_template(folder: Path) -> str | None:
     """The Jinja text, from whichever of the three places transformers has kept it in."""
     if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text()
+        return (folder / "chat_template.jinja").read_text("utf-8")
     for name in ("chat_template.json", "tokenizer_config.json"):
         if (folder / name).is_file():
             template = read_config(folder / name).get("chat_template")
+            if isinstance(template, list):  # of several, each under its name
+                named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
+                template = named.get("default")
             if isinstance(template, str):
                 return template
     return None

@@ -169,6 +169,37 @@ def test_assets_come_from_the_folder_and_go_with_the_model(folder, tmp_path):
     assert sj.load(tmp_path / "out").assets.processor.size == (16, 16)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("chat_template.jinja", "{{ é }}"),
+        ("chat_template.json", '{"chat_template": "{{ é }}"}'),
+        ("tokenizer_config.json", '{"chat_template": "{{ é }}"}'),
+        ("tokenizer_config.json",
+         '{"chat_template": [{"name": "rag", "template": "x"},'
+         ' {"name": "default", "template": "{{ é }}"}]}'),
+    ],
+)  # fmt: skip
+def test_the_chat_template_wherever_it_stands(folder, name, content):
+    (folder / name).write_text(content, "utf-8")
+    assert sj.load(folder).assets.chat_template == "{{ é }}"
+
+
+def test_the_processors_that_are_not_ours_go_along(folder, tmp_path):
+    """For transformers: of videos, and which class puts text and pictures together."""
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "video_preprocessor_config.json").write_text('{"fps": 2}')
+    picture = {"size": {"height": 16, "width": 16}, "image_processor_type": "SiglipImageProcessor"}
+    kept = {"processor_class": "XProcessor", "video_processor": {"fps": 3}}
+    (folder / "processor_config.json").write_text(json.dumps(kept | {"image_processor": picture}))
+    model = sj.load(folder)
+    assert model.assets.processor.size == (16, 16)
+    sj.save(model, tmp_path / "out")
+    assert (tmp_path / "out" / "video_preprocessor_config.json").read_text() == '{"fps": 2}'
+    assert json.loads((tmp_path / "out" / "processor_config.json").read_text()) == kept
+    assert sj.load(tmp_path / "out").assets.processor.size == (16, 16)
+
+
 @pytest.mark.devices
 @pytest.mark.xdist_group("devices")
 def test_a_mesh_places_every_parameter(folder):
@@ -227,6 +258,7 @@ def test_wrong_tensors(folder, change, message):
         ({"patch_size": 0}, "patch_size is 0, wanted a positive number"),
         ({"model_type": "timesformers"}, "did you mean 'timesformer'"),
         ({"model_type": 7}, "model_type is 7"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config is there, wanted weights that"),
         ({"num_frames": 8}, r"has shape \[4, 4\], wanted \[8, 8\] by num_frames"),
         ({"add_lora_spatial": False}, "lora_a.weight belongs to no part"),
         ({"enable_causal_temporal": False}, "mask belongs to no part"),

@@ -47,7 +47,7 @@ class Extras:
 def read_config(path: Path) -> dict[str, Any]:
     """The JSON object in `path`. FileNotFoundError when absent, InputError when it is not one."""
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise InputError(f"{path}: not JSON: {error}") from None
     if not isinstance(config, dict):

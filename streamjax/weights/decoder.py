@@ -69,24 +69,33 @@ def decoder_config(
 ) -> DecoderConfig:
     """DecoderConfig from `text_settings`; `fixed`: what the family decides (attention_bias, ...).
 
-    Raises InputError for an unknown or a missing key, and for a rotation or a window of attention
-    that no released model of these families uses.
+    Raises InputError for an unknown or a missing key, for what the family decides otherwise, and
+    for a rotation or a window of attention that no released model of these families uses.
     """
     flat = dict(settings)
     rope = flat.get("rope_parameters") or flat.get("rope_scaling") or {}
+    if not isinstance(rope, Mapping):
+        raise InputError(f"{source}: rope_scaling is {rope!r}, wanted an object of settings")
     kind = rope.get("rope_type", rope.get("type", "default"))
-    sections = rope.get("mrope_section")
     if kind not in ("default", "mrope", "dynamic"):
         raise InputError(f"{source}: rope of type {kind!r}, wanted default, mrope or dynamic")
     if flat.get("use_sliding_window"):
         raise InputError(f"{source}: use_sliding_window is true, wanted false")
     if flat.get("rope_theta") is None:
         flat["rope_theta"] = rope.get("rope_theta")
-    if sections is not None:
+    if (sections := rope.get("mrope_section")) is not None:
+        if not isinstance(sections, list) or [type(n) for n in sections] != [int] * 3:
+            raise InputError(f"{source}: mrope_section is {sections!r}, wanted three whole numbers")
         flat["mrope_section"] = tuple(sections)
-        flat["mrope_interleaved"] = bool(rope.get("mrope_interleaved", False))
+        flat["mrope_interleaved"] = rope.get("mrope_interleaved")
     if kind == "dynamic":
-        flat["rope_dynamic_factor"] = float(rope.get("factor", 1.0))
+        factor = rope.get("factor", 1.0)
+        if not isinstance(factor, int | float):
+            raise InputError(f"{source}: factor is {factor!r}, wanted a number (rope_scaling)")
+        flat["rope_dynamic_factor"] = float(factor)
+    for key, value in fixed.items():
+        if flat.get(key) not in (None, value):
+            raise InputError(f"{source}: {key} is {flat[key]!r}, wanted {value!r} of this family")
     flat |= fixed
     flat.setdefault("num_key_value_heads", flat.get("num_attention_heads"))
     flat = {key: value for key, value in flat.items() if value is not None}

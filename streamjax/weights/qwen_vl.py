@@ -63,6 +63,8 @@ def config_of(family: Family, raw: Mapping[str, Any], source: Any) -> QwenVLConf
     Raises InputError for an unknown key (naming the nearest right one), a missing one, a value of
     the wrong type or one that no released model uses, and sizes that do not fit together.
     """
+    if not isinstance(raw.get("text_config") or {}, Mapping):
+        raise InputError(f"{source}: text_config is {raw['text_config']!r}, wanted an object")
     flat = text_settings(raw)
     own = {*_IDS, "vision_token_id", "vision_config", "text_config"}
     own |= {field.name for field in dataclasses.fields(DecoderConfig)}
@@ -73,11 +75,6 @@ def config_of(family: Family, raw: Mapping[str, Any], source: Any) -> QwenVLConf
                 f"{source}: unknown key {key!r}"
                 + (f": did you mean {near[0]!r}?" if near else ": remove it")
             )
-    if flat.get("attention_bias", family.fixed["attention_bias"]) != family.fixed["attention_bias"]:
-        raise InputError(
-            f"{source}: attention_bias is {flat['attention_bias']}, wanted "
-            f"{family.fixed['attention_bias']} for {family.model_type}"
-        )
     also = frozenset({*_IDS, "vision_token_id"})  # transformers 4.57 repeats them in text_config
     decoder = decoder_config(flat, source, also=also, **family.fixed)
     if decoder.mrope_section is None:

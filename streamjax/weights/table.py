@@ -124,7 +124,7 @@ def computing_as_kept(model: M) -> M:
     kept = jnp.result_type(*(leaf.dtype for leaf in leaves))
     for _, part in nnx.iter_modules(model):
         if hasattr(part, "dtype"):
-            part.dtype = kept
+            part.dtype = kept  # pyrefly: ignore[missing-attribute]
     return model
 
 

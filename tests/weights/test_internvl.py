@@ -175,6 +175,11 @@ def test_full_size_manifests_map_one_to_one(golden, size, layout):
         ("internvl", {"text_config": "absent"}, "text_config is None, wanted an object"),
         ("internvl", {"text_config.model_type": "internlm2"}, "is 'internlm2', wanted 'qwen2'"),
         ("internvl", {"text_config.vocab_size": 99}, r"\[256, 64\], wanted \[99, 64\] by config"),
+        (
+            "original",
+            {"llm_config.rope_scaling": {"type": "dynamic", "factor": "2"}},
+            "factor is '2', wanted a number",
+        ),
         ("internvl", {"vision_config.norm": 1}, "vision_config: unknown key 'norm': did you mean"),
         ("internvl", {"vision_config.use_mean_pooling": False}, "is False, wanted True"),
         ("internvl", {"vision_config.image_size": [24, 28]}, r"\[24, 28\], wanted a square"),
