@@ -96,7 +96,7 @@ def encode(
     prompt for the answer that is missing. Messages of one role in a row are joined.
 
     Raises InputError when the number of images differs from the number of `<image>`, when roles do
-    not alternate, when a user's message is empty, or when one contains `<|im_start|>` or
+    not alternate, when a message is no text, a user's is empty, or one contains `<|im_start|>` or
     `<|im_end|>`.
     """
     system, turns = _turns(messages, format)
@@ -228,8 +228,13 @@ def _turns(
 ) -> tuple[str, list[tuple[str, str | None]]]:
     """The system prompt, and the (user, answer) pairs; the last answer may be missing."""
     joined: list[tuple[str, str]] = []
-    for message in messages:
-        role, content = message["role"], message["content"]
+    for i, message in enumerate(messages):
+        role, content = message.get("role"), message.get("content")
+        if not isinstance(role, str) or not isinstance(content, str):
+            raise InputError(
+                f"message {i} has role {role!r} and a {type(content).__name__} as content, wanted "
+                f"text, with {IMAGE} where a picture goes"
+            )
         if joined and joined[-1][0] == role:
             content = joined.pop()[1] + content
         joined.append((role, content))

@@ -261,6 +261,9 @@ def test_questions_that_cannot_be_asked(text, told):
 def test_a_user_who_says_and_shows_nothing(words):
     with pytest.raises(InputError, match="message 0: empty; wanted words, <image>, or both"):
         chat.encode(words, [{"role": "user", "content": ""}], 4, format=chat.LLAVA)
+    with pytest.raises(InputError, match="message 1 has role 'user' and a list as content, wanted"):
+        messages = [{"role": "system", "content": "x"}, {"role": "user", "content": [1]}]
+        chat.encode(words, messages, 4, format=chat.LLAVA)
     with pytest.raises(InputError, match="the user's words: empty"):
         chat.turn_chunk(words, "\n", [], format=chat.LLAVA)
     chat.check_question("What is red?")

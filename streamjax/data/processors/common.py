@@ -95,10 +95,13 @@ def read_normalisation(
 ) -> dict[str, Any]:
     """`resample`, `mean` and `std` of a config; mean and std are what it has without them.
 
-    InputError: an unknown filter or scale, not 3 channels, a std of 0.
+    Keys that are null say nothing. InputError: an unknown filter or scale, not 3 channels, a std of
+    0.
     """
+    config = {key: value for key, value in config.items() if value is not None}
     scale = config.get("rescale_factor", 1 / 255)
-    if config.get("do_rescale") is False or abs(scale - 1 / 255) > 1e-9:
+    known = isinstance(scale, int | float) and abs(scale - 1 / 255) < 1e-9
+    if config.get("do_rescale") is False or not known:
         raise InputError(
             f"{path}: do_rescale {config.get('do_rescale')}, rescale_factor {scale}; "
             "wanted true and 1/255"
@@ -116,8 +119,8 @@ def read_normalisation(
 
 
 def read_whole(config: Mapping[str, Any], key: str, default: int, path: Path) -> int:
-    """A positive whole number of a config; InputError when it is none."""
-    value = config.get(key, default)
+    """A positive whole number of a config, which null leaves open; InputError when it is none."""
+    value = default if config.get(key) is None else config[key]
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InputError(f"{path}: {key} {value!r}; wanted a positive whole number")
     return value

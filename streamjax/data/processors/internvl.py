@@ -149,18 +149,22 @@ class InternVLImageProcessor:
                  "crop_size", "do_center_crop", "feature_extractor_type")  # fmt: skip
         model = model or {}
         tiles = {
-            "min_patches": config.get("min_patches", model.get("min_dynamic_patch", 1)),
-            "max_patches": config.get("max_patches", model.get("max_dynamic_patch", 12)),
+            "min_patches": config.get("min_patches", model.get("min_dynamic_patch")),
+            "max_patches": config.get("max_patches", model.get("max_dynamic_patch")),
         }
-        size = config.get("size", 448)
+        least = common.read_whole(tiles, "min_patches", 1, path)
+        most = common.read_whole(tiles, "max_patches", 12, path)
+        if least > most:
+            raise InputError(f"{path}: min_patches {least} above max_patches {most}; swapped?")
+        size = 448 if config.get("size") is None else config["size"]
         size = size if isinstance(size, Mapping) else {"height": size, "width": size}
         return cls(
             (
                 common.read_whole(size, "height", 448, path),
                 common.read_whole(size, "width", 448, path),
             ),
-            common.read_whole(tiles, "min_patches", 1, path),
-            common.read_whole(tiles, "max_patches", 12, path),
+            least,
+            most,
             common.read_patch(config, model, 14),
             extras=common.keep(config, known),
             **common.read_normalisation(config, path, common.IMAGENET_MEAN, common.IMAGENET_STD),

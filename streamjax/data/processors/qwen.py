@@ -159,12 +159,12 @@ class QwenImageProcessor:
 
         frames: uint8 [t h w 3]; the last one is repeated to a multiple of `temporal`. grid [1, 3]:
         (ceil(t / temporal), rows, columns). Streamo does not use it: its frames are pictures.
-        InputError: 0 frames, extreme aspect.
+        InputError: 0 frames, another dtype or shape, extreme aspect.
         """
         if len(frames) == 0:
             raise InputError("0 frames, wanted at least one")
-        height, width = self.fit(*frames.shape[1:3])
-        frames = np.stack([common.resize(f, height, width, self.resample) for f in frames])
+        frames = np.stack([self._resized(frame) for frame in frames])
+        height, width = frames.shape[1:3]
         short = -len(frames) % self.temporal
         frames = np.concatenate([frames, np.repeat(frames[-1:], short, axis=0)])
         slices = frames.reshape(-1, self.temporal, *frames.shape[1:])

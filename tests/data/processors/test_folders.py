@@ -1,5 +1,6 @@
 """Image processors and their preprocessor_config.json: every kind read, nothing lost on writing."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -116,6 +117,24 @@ def test_transformers_reads_what_is_written(tmp_path, rng, processor):
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("config", [QWEN25, QWEN3, INTERNVL], ids=["qwen25", "qwen3", "internvl"])
+def test_null_says_nothing(tmp_path, config):
+    """transformers 4.57 writes every key that it knows."""
+    nulls = dict.fromkeys((
+        "crop_size", "data_format", "device", "do_center_crop", "do_pad", "image_mean", "image_std",
+        "max_patches", "max_pixels", "merge_size", "min_patches", "min_pixels", "patch_size",
+        "resample", "rescale_factor", "size", "temporal_patch_size",
+    ))  # fmt: skip
+    said = read_processor(folder_with(tmp_path, {**nulls, **config}))
+    assert dataclasses.replace(said, extras=()) == dataclasses.replace(
+        read_processor(folder_with(tmp_path, config)), extras=()
+    )
+    kind = {"image_processor_type": config["image_processor_type"]}
+    assert dataclasses.replace(
+        read_processor(folder_with(tmp_path, nulls | kind)), extras=()
+    ) == type(said)()  # fmt: skip
+
+
 def test_other_places(tmp_path):
     assert read_processor(tmp_path) is None
     config = {"image_processor": QWEN3, "video_processor": {}}
@@ -167,12 +186,15 @@ def test_an_original_internvl_folder_is_known_by_its_model(tmp_path):
         ({"max_pixels": "many"}, "max_pixels 'many'; wanted a positive whole number"),
         ({"min_pixels": 20000, "max_pixels": 10000}, "min_pixels 20000 above max_pixels 10000"),
         ({"image_mean": [1]}, "image_mean [1]; wanted three numbers"),
+        ({"rescale_factor": "1/255"}, "rescale_factor 1/255; wanted true and 1/255"),
     ],
 )
 def test_bad_values(tmp_path, change, told):
     with pytest.raises(InputError) as error:
         read_processor(folder_with(tmp_path, QWEN25 | change))
     assert told in str(error.value) and "preprocessor_config.json" in str(error.value)
+    with pytest.raises(InputError, match="min_patches 13 above max_patches 12; swapped?"):
+        read_processor(folder_with(tmp_path, INTERNVL | {"min_patches": 13}))
     with pytest.raises(InputError, match="height 1.5; wanted a positive whole number"):
         read_processor(folder_with(tmp_path, INTERNVL | {"size": {"height": 1.5, "width": 2}}))
 
