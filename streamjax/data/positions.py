@@ -122,19 +122,6 @@ def mrope_positions(
     return positions.astype(np.int32), (ends - lengths)[:, None].astype(np.int32)
 
 
-def frame_positions(grid_row: Any, *, merge: int = 2) -> tuple[Int32[np.ndarray, "3 n"], int]:
-    """One picture's offsets [3 n] from where it begins, and how far it advances the position.
-
-    grid_row: patches (1, rows, columns). InputError: rows or columns that `merge` does not divide,
-    more than one temporal slice.
-    """
-    ((slices, rows, columns),) = _cells(np.asarray(grid_row)[None], merge)
-    if slices != 1:
-        raise InputError(f"a frame of {slices} temporal slices, wanted 1")
-    offsets = np.indices((1, rows, columns), np.int32).reshape(3, -1)
-    return offsets, int(max(rows, columns))
-
-
 def _cells(grid: Any, merge: int) -> np.ndarray:
     """Merged cells (t, rows, columns) of every row of a grid."""
     grid = np.zeros((0, 3), np.int64) if grid is None else np.asarray(grid, np.int64)

@@ -43,11 +43,6 @@ def load_tokenizer(folder: str | Path) -> Any:
         raise InputError(f"{folder}: the tokenizer cannot be read: {line}") from error
 
 
-def add_states(tokenizer: Any) -> int:
-    """Registers the three state tokens where they are missing; returns how many were added."""
-    return tokenizer.add_tokens(list(STATES), special_tokens=True)
-
-
 def copy_with_states(source: str | Path, folder: str | Path) -> tuple[int, int, int]:
     """Copies the tokenizer of a base model to `folder`, the three state tokens registered.
 

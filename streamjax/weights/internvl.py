@@ -20,7 +20,7 @@ from streamjax.models.internvl import InternViTConfig, InternVL, InternVLConfig
 from streamjax.weights import safetensors, table
 from streamjax.weights.config import Extras, parse_config, read_config
 from streamjax.weights.decoder import decoder_config, decoder_rules, hub_settings
-from streamjax.weights.table import TRANSPOSED, Form, Rule
+from streamjax.weights.table import Form, Rule, linear, norm
 from streamjax.weights.tensors import Lazy, Stored
 
 PLACEHOLDER = "<IMG_CONTEXT>"
@@ -208,26 +208,26 @@ def rules(config: InternVLConfig, layout: str = "hub") -> list[Rule]:
         Rule(f"{tower}position_embeddings", "position", row),
         Rule(f"{tower}patch_embeddings.projection.weight", "patch.kernel", patch),
         Rule(f"{tower}patch_embeddings.projection.bias", "patch.bias"),
-        *_norm(f"{layer}layernorm_before", f"{ours}attn_norm", biased),
+        *norm(f"{layer}layernorm_before", f"{ours}attn_norm", biased),
     ]
     for x in "qkv":
-        visual += _linear(f"{layer}attention.{x}_proj", ours + x, c.attention_bias)
+        visual += linear(f"{layer}attention.{x}_proj", ours + x, c.attention_bias)
     if c.use_qk_norm:
         for x in "qk":
-            visual += _norm(f"{layer}attention.{x}_norm", f"{ours}{x}_norm", False)
+            visual += norm(f"{layer}attention.{x}_norm", f"{ours}{x}_norm", False)
     visual += [
-        *_linear(f"{layer}attention.projection_layer", f"{ours}out"),
+        *linear(f"{layer}attention.projection_layer", f"{ours}out"),
         Rule(f"{layer}lambda_1", f"{ours}attn_scale"),
-        *_norm(f"{layer}layernorm_after", f"{ours}mlp_norm", biased),
-        *_linear(f"{layer}mlp.fc1", f"{ours}up"),
-        *_linear(f"{layer}mlp.fc2", f"{ours}down"),
+        *norm(f"{layer}layernorm_after", f"{ours}mlp_norm", biased),
+        *linear(f"{layer}mlp.fc1", f"{ours}up"),
+        *linear(f"{layer}mlp.fc2", f"{ours}down"),
         Rule(f"{layer}lambda_2", f"{ours}mlp_scale"),
     ]
     every = [
         *(dataclasses.replace(rule, path=f"visual.{rule.path}") for rule in visual),
-        *_norm("multi_modal_projector.layer_norm", "projector.norm"),
-        *_linear("multi_modal_projector.linear_1", "projector.up"),
-        *_linear("multi_modal_projector.linear_2", "projector.down"),
+        *norm("multi_modal_projector.layer_norm", "projector.norm"),
+        *linear("multi_modal_projector.linear_1", "projector.up"),
+        *linear("multi_modal_projector.linear_2", "projector.down"),
         *decoder_rules(
             config.decoder, model="language_model.model.", head="language_model.lm_head.weight"
         ),
@@ -356,13 +356,3 @@ def _thirds(tensors: Mapping[str, Stored], source: Any) -> dict[str, Stored]:
             part = tensor.part(i * size, (i + 1) * size)
             out[name.replace(".attn.qkv.", f".attn.qkv.{x}.")] = part
     return out
-
-
-def _linear(name: str, path: str, bias: bool = True) -> list[Rule]:
-    kernel = Rule(f"{name}.weight", f"{path}.kernel", TRANSPOSED)
-    return [kernel, Rule(f"{name}.bias", f"{path}.bias")] if bias else [kernel]
-
-
-def _norm(name: str, path: str, bias: bool = True) -> list[Rule]:
-    scale = Rule(f"{name}.weight", f"{path}.scale")
-    return [scale, Rule(f"{name}.bias", f"{path}.bias")] if bias else [scale]

@@ -21,7 +21,7 @@ from streamjax.models.streamformer import StreamFormerConfig
 from streamjax.weights import safetensors, streamformer, table
 from streamjax.weights.config import Extras, read_config
 from streamjax.weights.decoder import decoder_config, decoder_rules, hub_settings
-from streamjax.weights.table import TRANSPOSED, Rule
+from streamjax.weights.table import Rule, linear
 from streamjax.weights.tensors import Tensor
 
 TOWER = "model.vision_tower.vision_tower."
@@ -193,10 +193,8 @@ def rules(config: LlavaStreamFormerConfig) -> list[Rule]:
     ]
     return [
         *tower,
-        Rule("model.mm_projector.0.weight", "projector.up.kernel", TRANSPOSED),
-        Rule("model.mm_projector.0.bias", "projector.up.bias"),
-        Rule("model.mm_projector.2.weight", "projector.down.kernel", TRANSPOSED),
-        Rule("model.mm_projector.2.bias", "projector.down.bias"),
+        *linear("model.mm_projector.0", "projector.up"),
+        *linear("model.mm_projector.2", "projector.down"),
         Rule("model.image_newline", "image_newline"),
         *decoder_rules(config.decoder),
     ]

@@ -9,8 +9,8 @@ import jax
 from streamjax.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig, VisionConfig
 from streamjax.models.qwen_vl import QwenVL, QwenVLConfig
 from streamjax.weights import qwen_vl
-from streamjax.weights.qwen_vl import Family, linear
-from streamjax.weights.table import Rule
+from streamjax.weights.qwen_vl import Family
+from streamjax.weights.table import Rule, linear, norm
 from streamjax.weights.tensors import Lazy
 
 
@@ -19,14 +19,14 @@ def vision_rules(c: VisionConfig, prefix: str) -> list[Rule]:
     block, ours = f"{prefix}blocks.{{i}}.", "visual.layers."
     return [
         Rule(f"{prefix}patch_embed.proj.weight", "visual.patch.proj.kernel", qwen_vl.patch_form(c)),
-        Rule(f"{block}norm1.weight", f"{ours}attn_norm.scale"),
+        *norm(f"{block}norm1", f"{ours}attn_norm", bias=False),
         *linear(f"{block}attn.qkv", f"{ours}attn.qkv"),
         *linear(f"{block}attn.proj", f"{ours}attn.out"),
-        Rule(f"{block}norm2.weight", f"{ours}mlp_norm.scale"),
+        *norm(f"{block}norm2", f"{ours}mlp_norm", bias=False),
         *linear(f"{block}mlp.gate_proj", f"{ours}gate"),
         *linear(f"{block}mlp.up_proj", f"{ours}up"),
         *linear(f"{block}mlp.down_proj", f"{ours}down"),
-        Rule(f"{prefix}merger.ln_q.weight", "visual.merger.norm.scale"),
+        *norm(f"{prefix}merger.ln_q", "visual.merger.norm", bias=False),
         *linear(f"{prefix}merger.mlp.0", "visual.merger.up"),
         *linear(f"{prefix}merger.mlp.2", "visual.merger.down"),
     ]

@@ -9,8 +9,8 @@ import jax
 from streamjax.models.qwen3_vl import Qwen3_VL, Qwen3_VLConfig, VisionConfig
 from streamjax.models.qwen_vl import QwenVL, QwenVLConfig
 from streamjax.weights import qwen_vl
-from streamjax.weights.qwen_vl import Family, linear, norm
-from streamjax.weights.table import Rule
+from streamjax.weights.qwen_vl import Family
+from streamjax.weights.table import Rule, linear, norm
 from streamjax.weights.tensors import Lazy
 
 

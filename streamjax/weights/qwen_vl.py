@@ -23,7 +23,7 @@ from streamjax.weights.decoder import (
     hub_settings,
     text_settings,
 )
-from streamjax.weights.table import TRANSPOSED, Form, Rule
+from streamjax.weights.table import Form, Rule
 from streamjax.weights.tensors import Lazy
 
 _IDS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
@@ -174,19 +174,6 @@ def layout_of(family: Family, names: Any) -> tuple[str, str]:
 
     # The longest prefixes win a draw: "model." begins those of the others.
     return max(family.layouts, key=lambda layout: (fits(layout), len(layout[1])))
-
-
-def linear(name: str, path: str) -> list[Rule]:
-    """A linear layer with its bias."""
-    return [
-        Rule(f"{name}.weight", f"{path}.kernel", TRANSPOSED),
-        Rule(f"{name}.bias", f"{path}.bias"),
-    ]
-
-
-def norm(name: str, path: str) -> list[Rule]:
-    """A LayerNorm."""
-    return [Rule(f"{name}.weight", f"{path}.scale"), Rule(f"{name}.bias", f"{path}.bias")]
 
 
 def patch_form(c: Any) -> Form:

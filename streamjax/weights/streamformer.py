@@ -15,7 +15,7 @@ from streamjax.errors import InputError
 from streamjax.models.streamformer import StreamFormer, StreamFormerConfig
 from streamjax.weights import safetensors, table
 from streamjax.weights.config import Extras, parse_config
-from streamjax.weights.table import TRANSPOSED, Form, Rule
+from streamjax.weights.table import TRANSPOSED, Form, Rule, linear, norm
 from streamjax.weights.tensors import Tensor
 
 MODEL_TYPE = "timesformer"
@@ -143,24 +143,24 @@ def rules(config: StreamFormerConfig) -> list[Rule]:
         Rule("embeddings.patch_embeddings.projection.weight", "patch.kernel", conv),
         Rule("embeddings.patch_embeddings.projection.bias", "patch.bias"),
         Rule(layer + "temporal_attention_gating", "layers.gate"),
-        *_norm(layer + "temporal_layernorm", "layers.temporal_norm"),
-        *_linear(layer + "temporal_attention.attention.qkv", "layers.temporal.qkv", c.qkv_bias),
-        *_linear(layer + "temporal_attention.output.dense", "layers.temporal.out"),
-        *_linear(layer + "temporal_dense", "layers.temporal_dense"),
-        *_norm(layer + "layernorm_before", "layers.attn_norm"),
-        *_linear(layer + "attention.attention.qkv", "layers.attn.qkv", c.qkv_bias),
-        *_linear(layer + "attention.output.dense", "layers.attn.out"),
-        *_norm(layer + "layernorm_after", "layers.mlp_norm"),
-        *_linear(layer + "intermediate.dense", "layers.mlp.up"),
-        *_linear(layer + "output.dense", "layers.mlp.down"),
-        *_norm("post_layernorm", "norm"),
+        *norm(layer + "temporal_layernorm", "layers.temporal_norm"),
+        *linear(layer + "temporal_attention.attention.qkv", "layers.temporal.qkv", c.qkv_bias),
+        *linear(layer + "temporal_attention.output.dense", "layers.temporal.out"),
+        *linear(layer + "temporal_dense", "layers.temporal_dense"),
+        *norm(layer + "layernorm_before", "layers.attn_norm"),
+        *linear(layer + "attention.attention.qkv", "layers.attn.qkv", c.qkv_bias),
+        *linear(layer + "attention.output.dense", "layers.attn.out"),
+        *norm(layer + "layernorm_after", "layers.mlp_norm"),
+        *linear(layer + "intermediate.dense", "layers.mlp.up"),
+        *linear(layer + "output.dense", "layers.mlp.down"),
+        *norm("post_layernorm", "norm"),
         Rule("head.probe", "head.probe", probe),
         Rule("head.attention.in_proj_weight", "head.qkv.kernel", TRANSPOSED),
         Rule("head.attention.in_proj_bias", "head.qkv.bias"),
-        *_linear("head.attention.out_proj", "head.out"),
-        *_norm("head.layernorm", "head.norm"),
-        *_linear("head.mlp.fc1", "head.mlp.up"),
-        *_linear("head.mlp.fc2", "head.mlp.down"),
+        *linear("head.attention.out_proj", "head.out"),
+        *norm("head.layernorm", "head.norm"),
+        *linear("head.mlp.fc1", "head.mlp.up"),
+        *linear("head.mlp.fc2", "head.mlp.down"),
     ]
     if c.add_lora_spatial:
         table += [
@@ -169,12 +169,3 @@ def rules(config: StreamFormerConfig) -> list[Rule]:
             for x in ("lora_a", "lora_b")
         ]
     return table
-
-
-def _linear(name: str, path: str, bias: bool = True) -> list[Rule]:
-    kernel = Rule(f"{name}.weight", f"{path}.kernel", TRANSPOSED)
-    return [kernel, Rule(f"{name}.bias", f"{path}.bias")] if bias else [kernel]
-
-
-def _norm(name: str, path: str) -> list[Rule]:
-    return [Rule(f"{name}.weight", f"{path}.scale"), Rule(f"{name}.bias", f"{path}.bias")]

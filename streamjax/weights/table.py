@@ -64,6 +64,18 @@ class Rule:
         return [self.name.replace("{i}", str(i)) for i in range(depth)]
 
 
+def linear(name: str, path: str, bias: bool = True) -> list[Rule]:
+    """The rules of a linear layer under torch's names."""
+    kernel = Rule(f"{name}.weight", f"{path}.kernel", TRANSPOSED)
+    return [kernel, Rule(f"{name}.bias", f"{path}.bias")] if bias else [kernel]
+
+
+def norm(name: str, path: str, bias: bool = True) -> list[Rule]:
+    """The rules of a LayerNorm under torch's names; without bias, of an RMSNorm."""
+    scale = Rule(f"{name}.weight", f"{path}.scale")
+    return [scale, Rule(f"{name}.bias", f"{path}.bias")] if bias else [scale]
+
+
 def load(
     abstract: nnx.State,
     rules: Iterable[Rule],

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from streamjax.data.positions import frame_positions, mrope_positions
+from streamjax.data.positions import mrope_positions
 from streamjax.errors import InputError
 
 IMAGE, VIDEO = 242, 243
@@ -180,16 +180,6 @@ def test_equals_a_walk_on_random_dialogues(rng, rule):
         np.testing.assert_array_equal(found[:, b, mask[b]], wanted[b])
     assert not found[:, ~mask].any()
     assert delta.shape == (6, 1)
-
-
-def test_a_frame_alone_is_the_block_of_a_dialogue():
-    offsets, advance = frame_positions((1, 16, 30))
-    tokens = np.array([[1, 2] + [IMAGE] * 120 + [3]])
-    found, _ = mrope_positions(tokens, [(1, 16, 30)], **IDS)
-    np.testing.assert_array_equal(found[:, 0, 2:122], 2 + offsets)
-    assert found[:, 0, 122].tolist() == [2 + advance] * 3 == [17] * 3
-    with pytest.raises(InputError, match="2 temporal slices"):
-        frame_positions((2, 4, 4))
 
 
 def test_a_long_row_takes_milliseconds():
