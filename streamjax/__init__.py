@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Batch": "streamjax.stream",
+    "StreamBatch": "streamjax.stream",
     "Sampling": "streamjax.stream",
     "Stream": "streamjax.stream",
     "Thresholds": "streamjax.stream",
@@ -39,16 +39,28 @@ _HOMES = {
 _ROOMS = ("checkpoint", "data", "evals", "folders", "losses", "models", "ops", "sharding",
           "stream", "train", "weights")  # fmt: skip
 
-__all__ = ["Batch", "Sampling", "Stream", "Thresholds", "__version__", "load", "read_trace",
-           "redecide", "replay", "restore", "save", "video"]  # fmt: skip
+__all__ = [
+    "Sampling",
+    "Stream",
+    "StreamBatch",
+    "Thresholds",
+    "__version__",
+    "load",
+    "read_trace",
+    "redecide",
+    "replay",
+    "restore",
+    "save",
+    "video",
+]  # fmt: skip
 
 if TYPE_CHECKING:
     from streamjax.data.video import video
     from streamjax.folders import load, save
     from streamjax.stream import (
-        Batch,
         Sampling,
         Stream,
+        StreamBatch,
         Thresholds,
         read_trace,
         redecide,

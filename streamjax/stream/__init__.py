@@ -8,17 +8,17 @@ from streamjax.models.vlm import VideoLM
 from streamjax.stream.decisions import Thresholds, redecide
 from streamjax.stream.features import Features, FeatureStream
 from streamjax.stream.sampling import Sampling
-from streamjax.stream.session import Batch, Session, Turn
+from streamjax.stream.session import Session, StreamBatch, Turn
 from streamjax.stream.snapshot import restore
 from streamjax.stream.trace import Trace, read_trace
 
 __all__ = [
-    "Batch",
     "FeatureStream",
     "Features",
     "Sampling",
     "Session",
     "Stream",
+    "StreamBatch",
     "Thresholds",
     "Trace",
     "Turn",
@@ -70,7 +70,7 @@ def Stream(
         raise ValueError(
             f"cannot stream a {type(model).__name__}, wanted a StreamFormer or a video LLM"
         )
-    batch = Batch(
+    batch = StreamBatch(
         model, slots=1, policy=policy, window=window, every=every, tower_window=tower_window,
         tokenizer=tokenizer, max_new_tokens=max_new_tokens, capacity=capacity,
         state_ids=state_ids, end_id=end_id,

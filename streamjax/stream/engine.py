@@ -19,7 +19,9 @@ from streamjax.stream.sampling import Knobs
 
 TEXT_BUCKETS = (8, 16, 32, 64, 128, 256, 512)  # text tokens of a chunk, padded to one of these
 RINGS = (512, 2048, 8192, 32768, 131072)  # slots a cache grows through on its way to its capacity
-REBASE_AT = 100_000  # positions; specs/performance.md section 2
+# Positions. Float32 angles coarsen with them: at 72,000 a probability was off by 6e-4, and by 4e-6
+# after re-basing, which costs one pass over the ring.
+REBASE_AT = 32_768
 READ = 512  # tokens read back at a time, at least
 
 

@@ -1,8 +1,8 @@
 """Streaming assistants: one turn per frame, constant memory, a fixed number of programs.
 
-`Session` is one stream; `Batch` is many on one model, in one compiled step. What a stream remembers
-is its policy's (stream/book.py); a stream equals the forward that the policy names, and while
-nothing has been forgotten, the forward over the transcript.
+`Session` is one stream; `StreamBatch` is many on one model, in one compiled step. What a stream
+remembers is its policy's (stream/book.py); a stream equals the forward that the policy names, and
+while nothing has been forgotten, the forward over the transcript.
 
 Silence and Standby cost one forward: the decided token rides with the next turn's chunk.
 """
@@ -66,7 +66,7 @@ class Turn:
     keep: int = 0
 
 
-class Batch:
+class StreamBatch:
     """Up to `slots` assistants on one model: `join()` gives a Session, `push` takes their frames.
 
     Streams join and leave at any time and nothing is compiled for it; each equals the same stream
@@ -269,7 +269,9 @@ class Batch:
 class Session:
     """An assistant that watches: `ask(text)`, and `push(frame)` -> Turn. Made by `sj.Stream`."""
 
-    def __init__(self, batch: Batch, row: int, book: Book, sampling: Sampling, decide: Decider):
+    def __init__(
+        self, batch: StreamBatch, row: int, book: Book, sampling: Sampling, decide: Decider
+    ):
         self._batch, self._row, self._book = batch, row, book
         self.sampling, self._decide = sampling, decide
         self._closed = False

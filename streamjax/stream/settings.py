@@ -12,7 +12,7 @@ from streamjax.errors import InputError
 from streamjax.models.vlm import VideoLM
 from streamjax.stream.decisions import Thresholds
 from streamjax.stream.sampling import Sampling
-from streamjax.stream.session import Batch, Session
+from streamjax.stream.session import Session, StreamBatch
 
 _OF_A_BATCH = ("policy", "window", "every", "tower_window", "max_new_tokens", "capacity")
 NAMES = frozenset((
@@ -60,7 +60,9 @@ def reopen(
     try:
         if not settings["tokenizer"]:
             words = {"state_ids": settings["state_ids"], "end_id": settings["stop_ids"][0]}
-        batch = Batch(model, slots=1, **{name: settings[name] for name in _OF_A_BATCH}, **words)
+        batch = StreamBatch(
+            model, slots=1, **{name: settings[name] for name in _OF_A_BATCH}, **words
+        )
         rule = settings["thresholds"]
         stream = batch.join(
             system=settings["system"], fps=settings["fps"],

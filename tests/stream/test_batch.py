@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from streamjax.stream import Batch, Sampling, Thresholds, program
+from streamjax.stream import Sampling, StreamBatch, Thresholds, program
 from tests.stream.oracle import SMALL, SYSTEM, make_frames
 
 LONG = "tell me when the light turns red green what is it now moving ball"
@@ -62,7 +62,7 @@ def programs():
 
 def together(model, words, frames, options):
     """(the turns of every plan, the number of programs at every step)."""
-    batch = Batch(model, slots=3, tokenizer=words, **options)
+    batch = StreamBatch(model, slots=3, tokenizer=words, **options)
     sessions, handles, found, counts = {}, [{} for _ in PLANS], [[] for _ in PLANS], []
     for step in range(32):
         for i, plan in enumerate(PLANS):
@@ -85,7 +85,7 @@ def together(model, words, frames, options):
 
 
 def alone(model, words, frames, plan, options):
-    session = Batch(model, slots=1, tokenizer=words, **options).join(
+    session = StreamBatch(model, slots=1, tokenizer=words, **options).join(
         system=SYSTEM, **dict(plan.options)
     )
     handles = {}
@@ -121,7 +121,7 @@ def test_each_stream_equals_itself_alone(models, words, family, options):
 def test_slots_and_strangers(models, words):
     model = models("llava")
     frames = make_frames(model, 3)
-    batch = Batch(model, slots=2, tokenizer=words, **SMALL)
+    batch = StreamBatch(model, slots=2, tokenizer=words, **SMALL)
     a, b = batch.join(system=SYSTEM), batch.join(system=SYSTEM)
     with pytest.raises(ValueError, match="all 2 slots are taken"):
         batch.join()
@@ -129,7 +129,7 @@ def test_slots_and_strangers(models, words):
         batch.push({})
     batch.push({a: frames[0], b: frames[1]})
     with pytest.raises(ValueError, match="a stream of another batch"):
-        Batch(model, slots=1, tokenizer=words, **SMALL).push({a: frames[0]})
+        StreamBatch(model, slots=1, tokenizer=words, **SMALL).push({a: frames[0]})
     b.close()
     b.close()
     with pytest.raises(ValueError, match="the stream is closed"):
@@ -144,7 +144,7 @@ def test_one_that_cannot_go_holds_no_other_up(models, words):
     """A turn that is refused for one stream leaves all of them where they were."""
     model = models("llava")
     frames = make_frames(model, 6)
-    batch = Batch(model, slots=2, tokenizer=words, policy="full", **SMALL)
+    batch = StreamBatch(model, slots=2, tokenizer=words, policy="full", **SMALL)
     a, b = batch.join(system=SYSTEM), batch.join(system=SYSTEM)
     for i in range(3):
         batch.push({a: frames[i], b: frames[i]})
@@ -154,7 +154,7 @@ def test_one_that_cannot_go_holds_no_other_up(models, words):
     a.withdraw(handle)
     turns = batch.push({a: frames[3], b: frames[3]})
     assert turns[a].index == turns[b].index == 3
-    plain = Batch(model, slots=2, tokenizer=words, policy="full", **SMALL)
+    plain = StreamBatch(model, slots=2, tokenizer=words, policy="full", **SMALL)
     c = plain.join(system=SYSTEM)
     for i in range(4):
         expected = plain.push({c: frames[i]})[c]

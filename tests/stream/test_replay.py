@@ -7,7 +7,7 @@ import pytest
 
 import streamjax as sj
 from streamjax.errors import InputError
-from streamjax.stream import Batch, Sampling, Thresholds, engine, redecide, trace
+from streamjax.stream import Sampling, StreamBatch, Thresholds, engine, redecide, trace
 from tests.stream import kept
 
 pytestmark = pytest.mark.xdist_group("kept")  # one worker compiles for both files
@@ -119,7 +119,7 @@ def test_other_weights_and_a_short_video(model, frames, path):
 
 
 def test_a_stream_of_a_batch_is_replayed_within_the_tolerance(model, frames, tmp_path):
-    batch = Batch(model, slots=2, **kept.SMALL)
+    batch = StreamBatch(model, slots=2, **kept.SMALL)
     quiet = Thresholds(respond=1.0)  # words would compile another program
     one, two = (batch.join(thresholds=quiet) for _ in range(2))
     turns = [batch.push({one: frame, two: frames[0]})[one] for frame in frames[:6]]

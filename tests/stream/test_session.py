@@ -12,7 +12,7 @@ import streamjax as sj
 from streamjax.data import chat
 from streamjax.data.dialogue import user_content
 from streamjax.models.llava_streamformer import LlavaStreamFormer
-from streamjax.stream import Batch, program
+from streamjax.stream import StreamBatch, program
 from tests.stream.oracle import (
     FAMILIES,
     SMALL,
@@ -95,7 +95,7 @@ def test_token_chunks_stream_without_a_tokenizer(model, words, frames):
     with pytest.raises(ValueError, match="has 0 placeholders"):
         stream.push(frames[0], tokens=[1, 2])
     with pytest.raises(ValueError, match="700 tokens of text behind the frame, wanted 512 at most"):
-        Batch(model, slots=1, state_ids=ids, end_id=end, capacity=1500).join().push(
+        StreamBatch(model, slots=1, state_ids=ids, end_id=end, capacity=1500).join().push(
             frames[0], tokens=[-200, *[1] * 700]
         )
     with pytest.raises(ValueError, match="no tokenizer"):
@@ -200,9 +200,9 @@ def test_beyond_a_hundred_thousand_positions(models, words):
         if not i:
             head, mine = mine[:10], mine[10:]
         last = [*mine, *turn.tokens, chat.end_id(words)]
-    assert stream._book.end > 110_000 and max(ends) < 102_000 and ends[-1] < ends[200]
-    # Float32 angles coarsen on the way there, and are as good as new behind it.
-    assert max(errors) < 2e-3 and max(errors[-20:]) < 2e-4
+    assert stream._book.end > 110_000 and max(ends) < 36_000
+    # Float32 angles coarsen on the way to each re-basing, and are as good as new behind it.
+    assert max(errors) < 1e-3
 
 
 CONSTANT = [
@@ -216,7 +216,7 @@ CONSTANT = [
 def run_long(model, words, frames, options, turns, every):
     """Pushes on and on: (live bytes, programs, objects) at every `every` turns."""
     options = SMALL | options
-    batch = Batch(model, tokenizer=words, **({"slots": 1} | options))
+    batch = StreamBatch(model, tokenizer=words, **({"slots": 1} | options))
     streams = [batch.join(system=SYSTEM) for _ in range(batch.slots)]
     for stream in streams:
         stream.ask("tell me when the light turns red")

@@ -10,7 +10,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 import streamjax as sj
 from streamjax.errors import InputError
-from streamjax.stream import Batch, Sampling, Thresholds, engine, snapshot
+from streamjax.stream import Sampling, StreamBatch, Thresholds, engine, snapshot
 from tests.stream import kept
 
 pytestmark = pytest.mark.xdist_group("kept")  # one worker compiles for both files
@@ -111,7 +111,7 @@ def test_before_the_first_frame(models, tmp_path):
 
 def test_a_stream_of_a_batch_goes_on_alone(models, tmp_path):
     model, frames = models["llava"], kept.frames_for(models["llava"])
-    batch = Batch(model, slots=2, **kept.SMALL)
+    batch = StreamBatch(model, slots=2, **kept.SMALL)
     quiet = Thresholds(respond=1.0)  # words would compile another program
     first, second = batch.join(thresholds=quiet), batch.join(thresholds=quiet)
     second.ask("what is it")
