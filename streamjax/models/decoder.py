@@ -144,7 +144,10 @@ class Decoder(nnx.Module):
 
     def lookup(self, tokens: Int[Array, "b l"]) -> Float[Array, "b l d"]:
         """Rows of the embedding; ids below 0 (placeholders) get row 0, to be overwritten."""
-        return self.embed[...][jnp.maximum(tokens, 0)].astype(self.dtype)
+        # Whole rows are gathered: of rows in pieces XLA puts the result together on every device.
+        table = constrain(self.embed[...], "vocab", None)
+        rows = table[jnp.maximum(tokens, 0)].astype(self.dtype)
+        return constrain(rows, "batch", "length", None)
 
     def head_kernel(self) -> Float[Array, "d v"]:
         return self.embed[...].T if self.head is None else self.head[...]

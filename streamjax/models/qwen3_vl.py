@@ -33,6 +33,7 @@ from streamjax.models.qwen_vision import (
 )
 from streamjax.models.qwen_vl import QwenVL, QwenVLConfig, check_vision
 from streamjax.models.vlm import VisualFeatures
+from streamjax.sharding import constrain
 
 EPS = 1e-6  # of the tower's norms; no config key carries it
 
@@ -189,7 +190,8 @@ class VisionTower(nnx.Module):
         """What the last layer makes of each patch, and what the deepstack layers do."""
         c = self.config
         rope = rope_2d(plan.coordinates, c.hidden_size // c.num_heads)
-        table = self.position[...].astype(jnp.float32)
+        # Whole rows are gathered, as in Decoder.lookup.
+        table = constrain(self.position[...], None, None).astype(jnp.float32)
         place = jnp.einsum("pi,pid->pd", jnp.asarray(plan.weights), table[plan.taps])
 
         def body(x, inputs):

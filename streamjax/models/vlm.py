@@ -19,6 +19,7 @@ from streamjax.data.processors import Assets
 from streamjax.models.decoder import Decoder, DecoderConfig
 from streamjax.models.layers import for_stream
 from streamjax.ops.cache import KVCache, evict
+from streamjax.sharding import constrain
 
 Grid = Any  # [images, 3] host integers: (temporal slices, rows and columns of patches)
 Tokens = Int[Array | np.ndarray, "b l"]
@@ -332,7 +333,7 @@ def placed(features: Any, here: Any, dtype: Any) -> Any:
     by_row = features.ndim == 3
     flat = here if by_row else here.reshape(1, -1)
     index = jnp.maximum(jnp.cumsum(flat, axis=1) - 1, 0)
-    rows = features if by_row else features[None]
+    rows = constrain(features, "batch", None, None) if by_row else features[None]
     picked = jnp.take_along_axis(rows.astype(dtype), index[..., None], axis=1, mode="clip")
     return picked.reshape(*here.shape, features.shape[-1])
 
