@@ -275,7 +275,7 @@ class InternVL(VideoLM):
         tiles = pixels.reshape(-1, *pixels.shape[-3:])
         p, m = self.config.vision.patch_size, self.config.merge
         side = (tiles.shape[2] // p, tiles.shape[3] // p)
-        if side[0] % m or side[1] % m:
+        if tiles.shape[2] % (p * m) or tiles.shape[3] % (p * m):
             raise ValueError(
                 f"tiles of {tiles.shape[2]}x{tiles.shape[3]} pixels, wanted sides that are "
                 f"multiples of {p * m}: resize them"

@@ -211,8 +211,10 @@ def test_errors_name_what_was_found(case):
     model, pixels = case.model, case.io["stream5.pixel_values"]
     with pytest.raises(ValueError, match="does not describe 5 tiles of 6x6 patches"):
         model.encode_images(pixels, grid(2, 2))
-    with pytest.raises(ValueError, match="tiles are 3x24x22, wanted 3 channels and sides"):
+    with pytest.raises(ValueError, match="tiles of 24x22 pixels, wanted sides .* multiples of 8"):
         model.encode_images(pixels[..., :22])
+    with pytest.raises(ValueError, match="tiles are 2x24x24, wanted 3 channels and sides"):
+        model.encode_images(pixels[:, :2])
     with pytest.raises(ValueError, match="9 placeholders .242. for 45 visual tokens"):
         model.embed(case.io["batch.input_ids"], jnp.zeros((45, 64)))
     vision = model.config.vision
