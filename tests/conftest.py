@@ -20,17 +20,6 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keeps a file on one worker: what its fixtures build and compile is then made once.
-
-    Spread over two workers the demo trained twice, and every model compiled twice.
-    """
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-
-
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """The folder of small cases copied from the original implementations, one folder a family."""
