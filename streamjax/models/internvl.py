@@ -270,7 +270,7 @@ class InternVL(VideoLM):
         patches do not fill.
         """
         pixels = jnp.asarray(pixels, self.dtype)
-        if pixels.ndim < 3 or 0 in pixels.shape:
+        if 0 in pixels.shape:
             raise ValueError(f"pixels have shape {list(pixels.shape)}, wanted [tiles 3 h w]")
         tiles = pixels.reshape(-1, *pixels.shape[-3:])
         p, m = self.config.vision.patch_size, self.config.merge

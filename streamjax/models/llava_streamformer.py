@@ -109,10 +109,12 @@ class LlavaStreamFormer(VideoLM):
         Clips are pooled 2x2 and end, or their frames or rows end, with the newline as
         mm_newline_position says. Pictures are not pooled: the whole picture's tile, then the other
         tiles as one map, without the rows or columns that were padding, each row with a newline.
-        Raises ValueError when pixels and grid disagree.
+        Raises ValueError when pixels and grid disagree, and for no frames.
         """
         grid = host_grid(grid)
         pixels = jnp.asarray(pixels, self.dtype)
+        if 0 in pixels.shape:
+            raise ValueError(f"pixels have shape {list(pixels.shape)}, wanted [frames 3 h w]")
         frames = jnp.moveaxis(pixels.reshape(-1, *pixels.shape[-3:]), 1, -1)
         side = (frames.shape[1] // self._patch, frames.shape[2] // self._patch)
         if grid[:, 0].sum() != len(frames) or (grid[:, 1:] != side).any():

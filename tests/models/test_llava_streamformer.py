@@ -227,6 +227,8 @@ def test_errors_name_what_was_found(qwen2):
         model.expand(qwen2.io["video.input_ids"], qwen2.grid(2, 2))
     with pytest.raises(ValueError, match="does not describe 4 frames of 6x6 patches"):
         model.encode_images(pixels, qwen2.grid(3))
+    with pytest.raises(ValueError, match=r"pixels have shape \[0, .*, wanted \[frames 3 h w\]"):
+        model.encode_images(pixels[:0], qwen2.grid())
     with pytest.raises(ValueError, match="grid is missing"):
         model.encode_images(pixels, None)
     with pytest.raises(ValueError, match="2 rows of grid"):

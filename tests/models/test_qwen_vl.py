@@ -252,7 +252,7 @@ def test_rows_with_fewer_visual_tokens_than_others(one):
 
 
 def test_text_alone(one):
-    """Without pictures, with rows for them that are all empty, and inside jit."""
+    """Inside jit, and with rows for pictures that are all empty."""
     model, width = one.model, one.io["stream5.pixel_values"].shape[1]
     tokens = np.arange(16).reshape(2, 8)
     mask = np.arange(8) >= [[3], [0]]
@@ -263,8 +263,6 @@ def test_text_alone(one):
     pixels = np.ones((2, 8, width), np.float32)
     wanted = forward(model, tokens, pixels, plan, mask, positions)
     np.testing.assert_allclose(found[mask], wanted[mask], atol=2e-4)
-    alone = forward(model, tokens, pixels[:, :0], plan, mask, positions)
-    np.testing.assert_allclose(alone[mask], wanted[mask], atol=2e-4)
     with pytest.raises(ValueError, match="positions is None inside jit: give positions"):
         jax.jit(lambda m, t: m(t, pixels, np.zeros((2, 1, 3), int)).logits)(model, tokens)
 
