@@ -39,7 +39,8 @@ def main(args: Sequence[str] | None = None) -> int:
 
         print(__version__)
         return 0
-    name, *rest = args
+    words = 2 if " ".join(args[:2]) in VERBS else 1
+    name, rest = " ".join(args[:words]), args[words:]
     if name not in VERBS:
         import difflib
 
@@ -77,7 +78,7 @@ def _parse(name: str, args: list[str]) -> Callable[[], None]:
 
     from streamjax import verbs
 
-    verb = getattr(verbs, name)
+    verb = getattr(verbs, name.replace(" ", "_"))
 
     @functools.wraps(verb)
     def later(*args, **options):

@@ -8,6 +8,7 @@ import pytest
 
 from streamjax import cli, verbs
 from streamjax.errors import InputError
+from streamjax.verbs.shared import stem_of
 
 
 def test_help_answers_at_once():
@@ -31,7 +32,7 @@ def test_no_verb_and_help_print_every_verb(capsys):
 
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_each_verb_has_help_with_an_example(verb, capsys):
-    assert cli.main([verb, "--help"]) == 0
+    assert cli.main([*verb.split(), "--help"]) == 0
     out = capsys.readouterr().out
     assert f"usage: streamjax {verb}" in out
     assert f"Example: streamjax {verb}" in out
@@ -103,9 +104,9 @@ def test_doctor_tells_versions_devices_types_and_codecs(capsys):
 
 
 def test_files_lie_beside_the_video_or_in_out(tmp_path):
-    assert verbs._stem(str(tmp_path / "a b.c.mp4"), None) == tmp_path / "a b.c"
-    assert verbs._stem(str(tmp_path / "a.mp4"), tmp_path / "o") == tmp_path / "o" / "a"
-    assert str(verbs._stem("0", None)) == "camera_0"
-    assert str(verbs._stem("rtsp://host/live/gate.sdp?x=1/2", None)) == "gate"
-    assert str(verbs._stem("http://host:80/", None)) == "host_80"
-    assert str(verbs._stem("http://host/a%20b c.mp4", None)) == "a_20b_c"
+    assert stem_of(str(tmp_path / "a b.c.mp4"), None) == tmp_path / "a b.c"
+    assert stem_of(str(tmp_path / "a.mp4"), tmp_path / "o") == tmp_path / "o" / "a"
+    assert str(stem_of("0", None)) == "camera_0"
+    assert str(stem_of("rtsp://host/live/gate.sdp?x=1/2", None)) == "gate"
+    assert str(stem_of("http://host:80/", None)) == "host_80"
+    assert str(stem_of("http://host/a%20b c.mp4", None)) == "a_20b_c"

@@ -1,0 +1,14 @@
+"""The verbs of the command line, one function each: what it is given, what it prints.
+
+A verb of two words (`data pack`) is the function `data_pack`.
+"""
+
+from streamjax.verbs.datasets import world
+from streamjax.verbs.machine import bench, doctor
+from streamjax.verbs.training import demo, export, train
+from streamjax.verbs.watching import encode, redecide, replay, stream
+
+__all__ = [
+    "bench", "demo", "doctor", "encode", "export", "redecide", "replay", "stream", "train",
+    "world",
+]  # fmt: skip

@@ -1,0 +1,163 @@
+"""Verbs about this machine: how fast it is, and what it has."""
+
+import importlib.metadata
+import platform
+import time
+from pathlib import Path
+from typing import Literal
+
+from streamjax.errors import InputError
+from streamjax.verbs.shared import Place, counting
+
+
+def bench(
+    what: Place[Literal["encode", "stream"]],
+    /,
+    window: tuple[int, ...] = (16, 64),
+    family: Literal["llava_streamformer", "qwen2_5_vl", "qwen3_vl", "internvl"] = (
+        "llava_streamformer"
+    ),
+    context: tuple[int, ...] = (1024, 4096, 8192),
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    size: Literal["base", "tiny"] = "base",
+    frames: int = 20,
+    peers: bool = False,
+):
+    """Times a streaming frame beside its floor: the model's matrix products alone, and the bytes of
+    its cache at this machine's read bandwidth, measured in the same run. Medians, in milliseconds.
+    Of the other families it times a silent turn under each window policy.
+
+    Example: streamjax bench encode --window 16 64 --dtype bfloat16
+    Example: streamjax bench stream --family qwen2_5_vl --context 1024 4096 8192 --peers
+
+    Args:
+        what: A StreamFormer (encode), or an assistant with tower and language model (stream).
+        window: Frames (encode) or turns (stream) remembered; a row each.
+        family: The assistant's family; those of real video LLMs take --context for --window.
+        context: Tokens remembered, for those families; a table each.
+        dtype: Of the parameters and the computation.
+        size: base is StreamFormer's own (224 pixels, 12 layers of 768), tiny a smoke test.
+        frames: Frames timed for each row.
+        peers: Runs benchmarks/vlm_stream.py of the repository instead, which times transformers
+            (growing cache, and reading the window again) on the same weights in the same run.
+    """
+    import jax.numpy as jnp
+
+    from streamjax.bench import frame
+
+    if min(window, default=0) < 2 or frames < 1 or min(context, default=0) < 1:
+        raise InputError(
+            f"--window {window} --context {context} --frames {frames}: wanted windows >= 2, "
+            "contexts and frames >= 1"
+        )
+    if family != "llava_streamformer" and what == "stream":
+        _bench_family(family, context, dtype, size, frames, peers)
+        return
+    if peers or family != "llava_streamformer":
+        raise InputError("--peers and --family go with: bench stream --family qwen2_5_vl")
+    run = frame.bench_encode if what == "encode" else frame.bench_stream
+    rows = []
+    with counting("windows", len(window)) as counted:
+        for size_of_window in window:
+            rows.append(run(size, jnp.dtype(dtype), size_of_window, frames))
+            counted(len(rows), len(window))
+    print(frame.table(rows, "frames" if what == "encode" else "turns"))
+
+
+def _bench_family(family, context, dtype, size, frames, peers):
+    import subprocess
+    import sys
+
+    import jax.numpy as jnp
+
+    from streamjax.bench import policies
+
+    if peers:
+        script = Path("benchmarks/vlm_stream.py")
+        if not script.is_file():
+            raise InputError(f"--peers: no {script} here: run it in a clone of the repository")
+        command = [sys.executable, str(script), "--family", family, "--size", size, "--turns",
+                   str(frames), "--dtype", dtype, "--context", *map(str, context)]  # fmt: skip
+        if subprocess.run(command).returncode:
+            raise RuntimeError(f"{script} failed; its message stands above")
+        return
+    tables = []
+    with counting("contexts", len(context)) as counted:
+        for tokens in context:
+            cycles = -(-frames // policies.EVERY)
+            rows = policies.bench_policies(family, size, jnp.dtype(dtype), tokens, cycles)
+            tables.append(policies.policy_table(rows))
+            counted(len(tables), len(context))
+    print("\n\n".join(tables))
+
+
+def doctor():
+    """Says what this machine has, one line each: versions, devices, the speed of the number
+    types, video codecs.
+
+    Example: streamjax doctor
+    """
+    from streamjax import __version__
+
+    print(f"streamjax {__version__}, Python {platform.python_version()}, {platform.platform()}")
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy",
+             "transformers", "av", "safetensors", "tyro", "rich")  # fmt: skip
+    for name in names:
+        print(f"{name} {importlib.metadata.version(name)}")
+    _tell_devices()
+    _tell_number_types()
+    _tell_codecs()
+
+
+def _tell_devices():
+    import jax
+
+    for device in jax.devices():
+        memory = (device.memory_stats() or {}).get("bytes_limit")
+        room = f", {memory / 2**30:.1f} GiB" if memory else ""
+        print(f"device {device.id}: {device.platform} {device.device_kind}{room}")
+
+
+def _tell_number_types(size: int = 512):
+    """The speed of a matrix product as the models write it (ops/linear.py)."""
+    import jax
+    import jax.numpy as jnp
+
+    from streamjax.ops.linear import linear
+
+    product = jax.jit(linear)
+    for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
+        name = jnp.dtype(dtype).name
+        try:
+            x = jnp.ones((size, size), dtype)
+            product(x, x).block_until_ready()
+        except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
+            print(f"{name}: no ({str(error).splitlines()[0]})")
+            continue
+        taken = []
+        for _ in range(5):
+            begin = time.perf_counter()
+            product(x, x).block_until_ready()
+            taken.append(time.perf_counter() - begin)
+        print(
+            f"{name}: yes, {2 * size**3 / min(taken) / 1e9:,.0f} GFLOP/s in a {size}-wide product"
+        )
+
+
+def _tell_codecs():
+    import av
+    from av.codec import Codec
+
+    version = ".".join(map(str, av.library_versions["libavcodec"]))
+    print(f"libavcodec {version}")
+
+    def has(name: str, mode: Literal["r", "w"]) -> str:
+        try:
+            Codec(name, mode)
+        except av.codec.codec.UnknownCodecError:
+            return "no"
+        return "yes"
+
+    for name, encoder in (("h264", "libx264"), ("hevc", "libx265"), ("vp9", "libvpx-vp9"),
+                          ("av1", "libsvtav1")):  # fmt: skip
+        print(f"{name}: decode {has(name, 'r')}, encode {has(encoder, 'w')}")

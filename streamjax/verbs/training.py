@@ -1,0 +1,77 @@
+"""Verbs that train: the demo, recipes, and a run as a Hugging Face folder."""
+
+import json
+import sys
+from pathlib import Path
+
+from streamjax.verbs.shared import Place
+
+
+def demo(
+    *, folder: Path = Path("runs/demo"), fast: bool = False, resume: bool = False, effort: int = 1
+):
+    """Makes a small world, trains a StreamFormer and a streaming assistant on it, exports them,
+    scores them on held-out videos and watches one: about ten minutes on two CPU cores.
+
+    Example: streamjax demo --fast --folder runs/quick
+
+    Args:
+        folder: Where everything goes.
+        fast: A reduced world and less training: about a minute, lower quality.
+        resume: Go on in a folder that a demo was begun in.
+        effort: This many times the videos and the training.
+    """
+    from streamjax.demo import run
+
+    run(folder, fast=fast, resume=resume, effort=effort)
+
+
+def train(
+    recipe: Place[str],
+    overrides: Place[tuple[str, ...]] = (),
+    /,
+    run: Path | None = None,
+    tiny: bool = False,
+):
+    """Trains by a recipe, or goes on where the run stopped, and prints the last row of metrics.
+
+    Example: streamjax train demo_assistant optim.lr=1e-3 steps=500
+
+    Example: streamjax train streamo_qwen25vl_3b base=Qwen2.5-VL-3B-Instruct videos=videos/
+
+    Example: streamjax train streamo_qwen25vl_3b --tiny
+
+    Args:
+        recipe: A recipe's file, or the name of one in configs/.
+        overrides: What the recipe asks for (base=path), and changes to it as dotted.key=value.
+        run: The run's folder; without it runs/ and the recipe's name.
+        tiny: The recipe with a tiny model on a small world made on the spot, in a minute or two,
+            exported to hf/ in the run's folder; of recipes that have one.
+    """
+    from streamjax.train.loop import train
+    from streamjax.train.recipes import load_recipe
+
+    config = load_recipe(recipe, overrides, run=run, **({"tiny": True} if tiny else {}))
+    done = train(config, run or Path("runs") / config.name)
+    print(json.dumps(dict(done.metrics)))
+    print(f"run in {done.run_dir}", file=sys.stderr)
+    if tiny:
+        import streamjax as sj
+
+        sj.save(sj.load(done.run_dir), done.run_dir / "hf")
+        print(f"exported to {done.run_dir / 'hf'}", file=sys.stderr)
+
+
+def export(run: Place[str], folder: Place[Path], /):
+    """Writes the newest good step of a training run as a Hugging Face folder.
+
+    Example: streamjax export runs/demo exported/
+
+    Args:
+        run: A run's folder, or any folder that holds a model.
+        folder: The folder to write.
+    """
+    import streamjax as sj
+
+    sj.save(sj.load(run), folder)
+    print(folder)
