@@ -94,18 +94,27 @@ class _Load:
 
 
 def batches(
-    config: DataConfig, *, batch_size: int, seed: int, shard: tuple[int, int] = (0, 1)
+    config: DataConfig,
+    *,
+    batch_size: int,
+    seed: int,
+    shard: tuple[int, int] = (0, 1),
+    name: str = "",
 ) -> "Batches":
     """The endless, resumable iterator of batches: dicts of arrays [batch_size ...].
 
     `shard` = (i, n) gives every n-th sample from the i-th on: one shard per JAX process, and
-    `batch_size` counts the rows of one shard. Every epoch is shuffled anew.
+    `batch_size` counts the rows of one shard. Every epoch is shuffled anew. `name` tells these data
+    from others of the same run, in the log and in errors.
 
     Raises InputError when the source is empty.
     """
+    told = f"{name}: " if name else ""
     size = len(config.source())
     if not size:
-        raise InputError("the data source is empty, wanted at least one record: check its path")
+        raise InputError(
+            f"{told}the data source is empty, wanted at least one record: check its path"
+        )
     load = _Load(config.source, config.transform)
     dataset = grain.MapDataset.range(size).seed(seed)
     if config.shuffle:
@@ -130,14 +139,15 @@ def batches(
             )
         return iter(stream)
 
-    return Batches(samples, batch_size, config.max_bad, config.pack)
+    return Batches(samples, batch_size, config.max_bad, config.pack, told=told, size=size)
 
 
 class Batches(grain.DatasetIterator):
     """Stacks good samples into batches; Orbax saves and restores its place in the data.
 
     The place is a number of samples, so that a run may go on with other workers or threads.
-    `seen` and `skipped` count samples since the first step of the run, restarts included.
+    `seen` and `skipped` count samples since the first step of the run, restarts included; `size`
+    is the number of records of the source.
     """
 
     def __init__(
@@ -145,7 +155,10 @@ class Batches(grain.DatasetIterator):
         samples: Callable[[int], grain.DatasetIterator],
         batch_size: int,
         max_bad: float,
-        pack: Packer | None = None,
+        pack: Packer | None,
+        *,
+        told: str,
+        size: int,
     ):
         super().__init__()
         self.samples = samples
@@ -154,12 +167,22 @@ class Batches(grain.DatasetIterator):
         self.seen = 0
         self.skipped = 0
         self.pack = pack
+        self.told = told  # the name that messages begin with
+        self.size = size
         self.waiting: Mapping[str, Any] | None = None  # the last sample, for which no row had room
         self.stream: grain.DatasetIterator | None = None
 
     def __next__(self) -> dict[str, np.ndarray]:
         """Raises InputError when too many samples are bad or two differ in keys or shapes."""
-        return stack_rows([self._row() for _ in range(self.batch_size)])
+        rows = [self._row() for _ in range(self.batch_size)]
+        try:
+            return stack_rows(rows)
+        except InputError as error:
+            raise InputError(f"{self.told}{error}") from None
+
+    def counts(self) -> dict[str, int]:
+        """What a row of metrics says of the data."""
+        return {"skipped": self.skipped}
 
     def get_state(self) -> dict[str, Any]:
         # The waiting sample is the last one seen, and is seen again.
@@ -206,12 +229,13 @@ class Batches(grain.DatasetIterator):
 
     def _skip(self, bad: Bad) -> None:
         self.skipped += 1
-        log.warning("skipped %s: %s", bad.where, bad.error)
+        log.warning("skipped %s%s: %s", self.told, bad.where, bad.error)
         # A rate over fewer than a hundred samples says nothing: the first may well be the bad one.
         if self.skipped > self.max_bad * max(self.seen, 100):
             raise InputError(
-                f"{self.skipped} of {self.seen} samples are bad, wanted at most {self.max_bad:.2%} "
-                f"(last: {bad.where}: {bad.error}): mend the data or raise data.max_bad"
+                f"{self.told}{self.skipped} of {self.seen} samples are bad, wanted at most "
+                f"{self.max_bad:.2%} (last: {bad.where}: {bad.error}): mend the data or raise "
+                f"data.max_bad"
             )
 
 
