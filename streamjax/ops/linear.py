@@ -53,6 +53,12 @@ def rms_norm(
     return y.astype(x.dtype) * scale.astype(x.dtype)
 
 
+def unit(x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
+    """Rows divided by their length, in float32; without an epsilon, so a zero row is not finite."""
+    x = x.astype(jnp.float32)
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
 def _size(shape: tuple[int, ...]) -> int:
     size = 1
     for n in shape:
