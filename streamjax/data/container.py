@@ -1,6 +1,7 @@
 """One opened container: its address, its header, and its frames in order, upright and in RGB."""
 
 import contextlib
+import io
 import itertools
 import math
 import os
@@ -18,6 +19,7 @@ import av
 import numpy as np
 from jaxtyping import UInt8
 
+from streamjax.data.media import Media, bytes_of, told_name
 from streamjax.errors import InputError
 
 Frame = UInt8[np.ndarray, "h w 3"]
@@ -56,15 +58,14 @@ class VideoInfo:
 class Source:
     """One open container and its video stream, with the first frame decoded."""
 
-    def __init__(self, source: str | os.PathLike | int, timeout: int | float):
-        self.name, place, options = _address(source)
+    def __init__(self, source: Media | int, timeout: int | float):
+        self._bytes = bytes_of(source)
+        self.name, self._place, options = _address(source, self._bytes)
         url = bool(_URL.match(self.name))
         camera = options is not None
         with told(self.name):
-            self.container = av.open(
-                place,
-                timeout=(timeout, timeout) if url else None,
-                **(_LENIENT | (options or {})),
+            self.container = self._open(
+                timeout=(timeout, timeout) if url else None, **(options or {})
             )
         try:
             self.stream = self._video_stream()
@@ -99,6 +100,25 @@ class Source:
 
     def close(self) -> None:
         self.container.close()
+
+    def times(self) -> list[Fraction] | None:
+        """Seconds after the first frame at which every frame of a file is shown, in order.
+
+        Reads the packets, decodes none. None where packets do not say (raw streams, old AVI).
+        """
+        shown = []
+        with told(self.name), self._open() as again:
+            for packet in again.demux(again.streams[self.stream.index]):
+                at = _seconds(packet, packet.pts)
+                if packet.size and not packet.is_discard:
+                    if at is None:
+                        return None
+                    shown.append(at - self._start)
+        return sorted(at for at in shown if at >= 0)
+
+    def _open(self, **options: Any) -> Any:
+        place = self._place if self._bytes is None else io.BytesIO(self._bytes)
+        return av.open(place, **(_LENIENT | options))
 
     def _video_stream(self):
         if self.container.format.name in _NOT_VIDEO:
@@ -239,7 +259,7 @@ class Source:
         if not self.live:
             frames = self.stream.frames or math.floor(duration * fps + 0.5)
             if not frames:  # a raw stream or a picture: nothing but counting tells
-                with told(self.name), av.open(self.name, **_LENIENT) as again:
+                with told(self.name), self._open() as again:
                     packets = again.demux(again.streams[self.stream.index])
                     frames = sum(packet.size > 0 for packet in packets)
                 duration = duration or (frames / fps if fps else 0.0)
@@ -266,8 +286,13 @@ class Source:
         return np.ascontiguousarray(image)
 
 
-def _address(source: str | os.PathLike | int) -> tuple[str, str, dict | None]:
+def _address(source: Any, content: bytes | None) -> tuple[str, str, dict | None]:
     """(name for messages, what libav opens, its arguments when that is a camera)."""
+    if content is not None:
+        name = told_name(source)
+        if not content:
+            raise InputError(f"{name}: is empty (0 bytes); wanted a video file")
+        return name, name, None
     text = str(source) if isinstance(source, int) else os.fspath(source)
     if isinstance(source, int) or (text.isdigit() and not os.path.exists(text)):
         return (f"webcam {text}", *_camera(int(text)))

@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from streamjax.data.container import SMALL, Frame, Source, VideoInfo, scaled, told
+from streamjax.data.media import Media
 from streamjax.errors import InputError
 
 
@@ -128,24 +129,81 @@ def probe(path: str | os.PathLike) -> VideoInfo:
         return opened.info()
 
 
-def read_frames(path: str | os.PathLike, indices: Sequence[int]) -> UInt8[np.ndarray, "t h w 3"]:
-    """The frames of a file at 0-based `indices` (any order, repeats allowed), in that order.
+class Clip:
+    """An opened video file of which single frames are wanted, by number (see `open_clip`).
 
-    Decodes sequentially up to the largest index. InputError as for `video`, and for an index
-    that the file does not have.
+    fps: mean frames per second. frames: how many there are.
     """
-    wanted = [int(i) for i in indices]
-    if not wanted or min(wanted) < 0:
-        raise InputError(f"{path}: frames {wanted} asked for; wanted one or more, from 0")
-    order = sorted(set(wanted))
-    with contextlib.closing(Source(path, timeout=10.0)) as opened:
-        found = {
-            index: opened.upright(frame, None)
-            for index, (_, frame) in zip(
-                order, _at_indices(opened.frames(), order, opened.name), strict=True
+
+    def __init__(self, opened: Source):
+        self._opened = opened
+        info = opened.info()
+        self._times = opened.times()
+        self.fps = info.fps
+        self.frames = info.frames if self._times is None else len(self._times)
+        if not (self.frames and self.fps):
+            raise InputError(f"{opened.name}: {self.frames} frames at {self.fps} frames per second")
+
+    def read(self, indices: Sequence[Any]) -> UInt8[np.ndarray, "t h w 3"]:
+        """The frames at 0-based `indices` (any order, repeats allowed), in that order; once only.
+
+        Groups of pictures of which no frame is wanted are not decoded, where the container tells
+        the frames' times. InputError: no index, one that the file does not have, a broken file.
+        """
+        wanted = [int(i) for i in indices]
+        if not wanted or min(wanted) < 0:
+            raise InputError(
+                f"{self._opened.name}: frames {wanted} asked for; wanted one or more, from 0"
             )
+        order = sorted(set(wanted))
+        picked = (
+            _at_indices(self._opened.frames(), order, self._opened.name)
+            if self._times is None
+            else self._at_their_times(self._times, order)
+        )
+        found = {
+            index: self._opened.upright(frame, None)
+            for index, (_, frame) in zip(order, picked, strict=True)
         }
-    return np.stack([found[i] for i in wanted])
+        return np.stack([found[i] for i in wanted])
+
+    def _at_their_times(
+        self, times: Sequence[Fraction], indices: Sequence[int]
+    ) -> Generator[tuple[Fraction, av.VideoFrame]]:
+        """The frames at rising `indices`, each found by its time: the last one not shown later."""
+        if indices[-1] >= len(times):
+            raise InputError(
+                f"{self._opened.name}: frame {indices[-1]} asked for, but it has only {len(times)}"
+            )
+        frames = self._opened.frames()
+        shown, ahead = next(frames), None
+        for index in indices:
+            self._opened.wait_for(times[index])
+            while shown[0] < times[index]:
+                ahead = ahead or next(frames, None)
+                if ahead is None or ahead[0] > times[index]:
+                    break
+                shown, ahead = ahead, None
+            yield shown
+
+
+@contextlib.contextmanager
+def open_clip(media: Media) -> Iterator[Clip]:
+    """Opens a video file, or the bytes of one, to read single frames of it.
+
+    InputError (one line that names it): missing, empty, not a video, without frames.
+    """
+    with contextlib.closing(Source(media, timeout=10.0)) as opened:
+        yield Clip(opened)
+
+
+def read_frames(media: Media, indices: Sequence[Any]) -> UInt8[np.ndarray, "t h w 3"]:
+    """The frames of a file (or of its bytes) at 0-based `indices`, as `Clip.read` gives them.
+
+    InputError as for `video`, and for an index that the file does not have.
+    """
+    with open_clip(media) as clip:
+        return clip.read(indices)
 
 
 def write_video(

@@ -5,18 +5,30 @@ import csv
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from streamjax.data.media import Media, opened, told_name
 from streamjax.errors import InputError
 
+Record = TypeVar("Record")
 
-def read_json(path: str | os.PathLike) -> Any:
+
+@dataclass(frozen=True)
+class BadRow:
+    """Stands for a row that cannot be used, so that it is met and counted in training."""
+
+    reason: str
+
+
+def read_json(media: Media) -> Any:
     """The content of a JSON file. InputError: missing, not UTF-8, not JSON (with its line)."""
-    path = Path(path)
+    path = told_name(media)
     try:
-        return json.loads(path.read_text("utf-8-sig"))
+        with opened(media) as file:
+            return json.loads(file.read().decode("utf-8-sig"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -29,14 +41,37 @@ def read_json(path: str | os.PathLike) -> Any:
         raise InputError(f"{path}: JSON nested too deeply; wanted annotations") from error
 
 
-def read_rows(
-    path: str | os.PathLike, columns: Sequence[str], *, header: bool = True
-) -> Iterator[tuple[str, dict[str, str]]]:
-    """The rows of a comma-separated table as ("file: line N", {column: text}).
+def read_table(
+    path: str | os.PathLike,
+    columns: Sequence[str],
+    make: Callable[[dict[str, str], str], Record],
+    *,
+    header: bool = True,
+    bad: list[BadRow] | None = None,
+) -> list[Record]:
+    """`make(row, "file: line N")` of every row of a comma-separated table; a row is {column: text}.
 
     With a header, other columns and any order are allowed; without, the columns are those named.
-    InputError: missing, not UTF-8, a column missing, a row with too few or too many cells.
+    InputError: missing, not UTF-8, a column missing. A row with too few or too many cells, or
+    that `make` refuses with an InputError, is one too, or goes to the list `bad`.
     """
+    found = []
+    for where, names, cells in _rows(path, columns, header):
+        try:
+            if len(cells) != len(names):
+                raise InputError(f"{where}: {len(cells)} cells; wanted {len(names)}: {names}")
+            found.append(make(dict(zip(names, cells, strict=True)), where))
+        except InputError as error:
+            if bad is None:
+                raise
+            bad.append(BadRow(str(error)))
+    return found
+
+
+def _rows(
+    path: str | os.PathLike, columns: Sequence[str], header: bool
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """("file: line N", names of the columns, cells) of every row that is not empty."""
     path = Path(path)
     line = 0
     try:
@@ -50,12 +85,8 @@ def read_rows(
                     raise InputError(f"{path}: line 1: columns {names}; lacks {missing}")
             for cells in table:
                 line = table.line_num
-                where = f"{path}: line {line}"
-                if not cells:
-                    continue
-                if len(cells) != len(names):
-                    raise InputError(f"{where}: {len(cells)} cells; wanted {len(names)}: {names}")
-                yield where, dict(zip(names, cells, strict=True))
+                if cells:
+                    yield f"{path}: line {line}", names, cells
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -91,6 +122,8 @@ def check_labels(labels: Any, where: str) -> dict[str, int]:
 
 
 def label_id(labels: Mapping[str, int], label: str, where: str) -> int:
+    if not label.strip():
+        raise InputError(f"{where}: label is empty; wanted one of the {len(labels)} in label2id")
     if label not in labels:
         raise InputError(f"{where}: label {label!r} is not one of the {len(labels)} in label2id")
     return labels[label]

@@ -4,18 +4,27 @@ Formats: specs/streamformer.md section 6.1. Frames are picture files; masks are 
 for, by `class_map` and `referred_masks`.
 """
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int32
+from jaxtyping import Bool, Int32, UInt8
 from PIL import Image
 
 from streamjax.data import rle
-from streamjax.data.annotations.files import inside, label_id, literal, number, read_json, read_rows
+from streamjax.data.annotations.files import (
+    BadRow,
+    inside,
+    label_id,
+    literal,
+    number,
+    read_json,
+    read_table,
+)
+from streamjax.data.media import Media, opened, told_name
 from streamjax.errors import InputError
 
 
@@ -29,29 +38,37 @@ class Instance:
 
 @dataclass(frozen=True)
 class Instances:
-    """A video as picture files, and all objects annotated in it. `where` is for messages."""
+    """A video as pictures, and all objects annotated in it.
 
-    frames: tuple[Path, ...]
+    where: of the annotation, for messages. dataset: whose classes these are. picture: a single
+    picture, which training makes a video of.
+    """
+
+    frames: tuple[Media, ...]
     height: int
     width: int
     instances: tuple[Instance, ...]
     where: str
+    dataset: str = ""
+    picture: bool = False
 
 
 @dataclass(frozen=True)
 class Referred:
-    """A video as picture files, and the object (or group) that `text` refers to.
+    """A video as pictures, and the object (or group of them) that `text` refers to.
 
     masks: for MeViS one file per object, each with a mask per frame, of which the union counts; for
-        Refer-YouTube-VOS one picture per frame, whose pixels equal `object_id` on the object.
-    object_id: None means the first form.
+        Refer-YouTube-VOS one picture per frame, whose pixels equal `object_id` on the object; for
+        RefCOCO's pictures the masks themselves, in COCO's forms, of which the union counts.
+    object_id: None means the first or the last form. size: (height, width), of the last form only.
     """
 
-    frames: tuple[Path, ...]
+    frames: tuple[Media, ...]
     text: str
-    masks: tuple[Path, ...]
+    masks: tuple[Any, ...]
     object_id: int | None
     where: str
+    size: tuple[int, int] | None = None
 
 
 def read_instances(
@@ -59,59 +76,43 @@ def read_instances(
     *,
     root: str | os.PathLike,
     labels: Mapping[str, int] | None = None,
+    dataset: str = "",
+    bad: list[BadRow] | None = None,
 ) -> list[Instances]:
     """A train_<Dataset>.json of YouTube-VIS, LV-VIS, or COCO instances (a video of one frame each).
 
     root: folder of the frames. labels: {category name: id} of this data set (one part of
-    label2id.json); None takes a video's category_id as it is and for COCO the category's place in
-    the list, as upstream does. Videos without annotations are left out.
+    label2id.json). Without them, and for a file that names no categories, a video's category_id is
+    its class as it is; for COCO, without them, the category's place in the list, as upstream does.
+    Videos come in the order of their ids; those without annotations are left out (Q19).
 
     InputError: missing keys, an annotation of an unknown video or category, a number of masks
-    other than that of frames, a path out of the root.
+    other than that of frames, a path out of the root; with a list `bad` such a video goes there.
     """
     content = read_json(path)
     pictures = isinstance(content, dict) and "images" in content
     for key in ("images" if pictures else "videos", "annotations"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise InputError(f"{path}: {key!r} is missing; wanted a YouTube-VIS or COCO file")
-    ids = _categories(content.get("categories", []), labels, pictures, str(path))
-    videos: dict[Any, dict[str, Any]] = {}
-    for i, video in enumerate(content["images" if pictures else "videos"]):
-        where = f"{path}: {'image' if pictures else 'video'} {i}"
-        names = [_key(video, "file_name", where)] if pictures else _key(video, "file_names", where)
-        frames = tuple(inside(root, name, where) for name in names)
-        sides = {side: video.get(side) for side in ("height", "width")}
-        videos[_key(video, "id", where)] = {"frames": frames, "where": where, "of": [], **sides}
+    ids = _categories(content.get("categories") or [], labels, pictures, str(path))
+    kind = "image" if pictures else "video"
+    listed: dict[Any, tuple[str, dict[str, Any]]] = {}
+    for i, video in enumerate(content[f"{kind}s"]):
+        where = f"{path}: {kind} {i}"
+        listed[_key(video, "id", where)] = (where, video)
+    objects: dict[Any, list[tuple[str, dict[str, Any]]]] = {}
+    found = []
     for i, annotation in enumerate(content["annotations"]):
         where = f"{path}: annotation {i}"
-        owner = _key(annotation, "image_id" if pictures else "video_id", where)
-        if owner not in videos:
-            raise InputError(f"{where}: belongs to {owner!r}, which the file does not list")
-        video = videos[owner]
-        if pictures:
-            masks = (_key(annotation, "segmentation", where),)
-        else:
-            masks = tuple(_key(annotation, "segmentations", where))
-        if len(masks) != len(video["frames"]):
-            raise InputError(f"{where}: {len(masks)} masks; wanted {len(video['frames'])}")
-        category = _key(annotation, "category_id", where)
-        if category not in ids and (ids or labels is not None):
-            known = "the categories" if labels is None else "the categories that have a label"
-            raise InputError(f"{where}: category_id {category!r} is not in {known}")
-        video["of"].append(Instance(ids.get(category, category), masks))
-        for side in ("height", "width"):
-            video[side] = video[side] or annotation.get(side)
-    return [
-        Instances(
-            video["frames"],
-            _key(video, "height", video["where"]),
-            _key(video, "width", video["where"]),
-            tuple(video["of"]),
-            video["where"],
-        )
-        for video in videos.values()
-        if video["of"]
-    ]
+        with _told_to(bad):
+            owner = _key(annotation, f"{kind}_id", where)
+            if owner not in listed:
+                raise InputError(f"{where}: belongs to {owner!r}, which the file does not list")
+            objects.setdefault(owner, []).append((where, annotation))
+    for owner in sorted(objects, key=lambda i: (isinstance(i, str), i)):
+        with _told_to(bad):
+            found.append(_instances(*listed[owner], objects[owner], ids, labels, root, dataset))
+    return found
 
 
 def class_map(video: Instances, frame: int) -> Int32[np.ndarray, "h w"]:
@@ -137,6 +138,7 @@ def read_referred(
     root: str | os.PathLike,
     mask_root: str | os.PathLike,
     pictures: bool = False,
+    bad: list[BadRow] | None = None,
 ) -> list[Referred]:
     """A train_MEVIS.csv or, with `pictures`, a train_ReferYoutubeVOS.csv.
 
@@ -144,36 +146,60 @@ def read_referred(
     root: frames are root/<video_id>/<name>.jpg. mask_root: masks are <anno_id>.json, or pictures
     <video_id>/<name>.png whose pixels are obj_id[0].
 
-    InputError: missing columns, lists that are none or empty, a length that is not that of the
-    frames, a path out of its root.
+    InputError: missing columns, an empty text, lists that are none or empty, a length that is not
+    that of the frames, a path out of its root; with a list `bad` such a row goes there.
     """
-    found = []
-    for where, row in read_rows(
-        path, ("video_id", "text", "frames", "length", "obj_id", "anno_id")
-    ):
+
+    def make(row: dict[str, str], where: str) -> Referred:
         names = [str(name) for name in literal(row["frames"], "frames", where)]
         objects = literal(row["obj_id"], "obj_id", where)
         annotated = literal(row["anno_id"], "anno_id", where)
         length = number(row["length"], "length", where)
+        if not row["text"].strip():
+            raise InputError(f"{where}: text is empty; wanted a sentence")
         if not names or length != len(names):
             raise InputError(f"{where}: length {row['length']}, but {len(names)} frames are named")
         if not (objects if pictures else annotated):
             raise InputError(f"{where}: no object; wanted {'obj_id' if pictures else 'anno_id'}")
         clip = row["video_id"]
-        frames = tuple(inside(root, f"{clip}/{name}.jpg", where) for name in names)
         if pictures:
             masks = [f"{clip}/{name}.png" for name in names]
         else:
             masks = [f"{anno}.json" for anno in annotated]
-        found.append(
-            Referred(
-                frames,
-                row["text"],
-                tuple(inside(mask_root, name, where) for name in masks),
-                int(number(str(objects[0]), "obj_id", where)) if pictures else None,
-                where,
-            )
+        return Referred(
+            tuple(inside(root, f"{clip}/{name}.jpg", where) for name in names),
+            row["text"],
+            tuple(inside(mask_root, name, where) for name in masks),
+            int(number(str(objects[0]), "obj_id", where)) if pictures else None,
+            where,
         )
+
+    columns = ("video_id", "text", "frames", "length", "obj_id", "anno_id")
+    return read_table(path, columns, make, bad=bad)
+
+
+def read_referred_pictures(
+    path: str | os.PathLike, *, root: str | os.PathLike, bad: list[BadRow] | None = None
+) -> list[Referred]:
+    """A train_ReferCOCOPseudo.json: COCO pictures, and the one that a sentence in each refers to.
+
+    The form is that of RefCOCO as it is given out for detection (MDETR): COCO's, where every image
+    has a `caption` and its own annotations; the released archive could not be read to check
+    (specs/streamformer.md 6.1). root: folder of the pictures. Errors as in `read_instances`.
+    """
+    captions = {}
+    listed = read_json(path)
+    for i, image in enumerate(listed.get("images") or [] if isinstance(listed, dict) else []):
+        captions[f"{path}: image {i}"] = _key(image, "caption", f"{path}: image {i}")
+    found = []
+    for picture in read_instances(path, root=root, bad=bad):
+        with _told_to(bad):
+            text = captions[picture.where]
+            if not isinstance(text, str) or not text.strip():
+                raise InputError(f"{picture.where}: caption {text!r}; wanted a sentence")
+            masks = tuple(mask for instance in picture.instances for mask in instance.masks)
+            size = picture.height, picture.width
+            found.append(Referred(picture.frames, text, masks, None, picture.where, size))
     return found
 
 
@@ -183,6 +209,11 @@ def referred_masks(row: Referred, indices: Sequence[int]) -> Bool[np.ndarray, "t
     InputError: a mask file that is missing or broken, or that names no size because every frame of
     it is null.
     """
+    if row.size is not None:
+        union = np.zeros(row.size, bool)
+        for mask in row.masks:
+            union |= _decoded(mask, *row.size, row.where)
+        return np.repeat(union[None], len(indices), 0)
     if row.object_id is not None:
         pictures = [read_picture(row.masks[i], "P") for i in indices]
         return np.stack([picture == row.object_id for picture in pictures])
@@ -205,22 +236,23 @@ def referred_masks(row: Referred, indices: Sequence[int]) -> Bool[np.ndarray, "t
     return union
 
 
-def read_pictures(paths: Sequence[Path]) -> np.ndarray:
-    """Frames that are picture files as uint8 RGB [t h w 3]. InputError: unreadable, other sizes."""
+def read_pictures(paths: Sequence[Media]) -> UInt8[np.ndarray, "t h w 3"]:
+    """Frames that are picture files as uint8 RGB. InputError: unreadable, other sizes."""
     frames = [read_picture(path, "RGB") for path in paths]
     for path, frame in zip(paths, frames, strict=True):
         if frame.shape != frames[0].shape:
             raise InputError(
-                f"{path}: {frame.shape[0]}x{frame.shape[1]}; wanted "
+                f"{told_name(path)}: {frame.shape[0]}x{frame.shape[1]}; wanted "
                 f"{frames[0].shape[0]}x{frames[0].shape[1]} like the clip's first frame"
             )
     return np.stack(frames)
 
 
-def read_picture(path: Path, mode: str) -> np.ndarray:
-    """One picture file as an array: mode "RGB" [h w 3], or "P" [h w] with the palette's indices."""
+def read_picture(media: Media, mode: str) -> UInt8[np.ndarray, "..."]:
+    """One picture as an array: mode "RGB" [h w 3], or "P" [h w] with the palette's indices."""
+    path = told_name(media)
     try:
-        with Image.open(path) as image:
+        with opened(media) as file, Image.open(file) as image:
             if mode == "P" and image.mode not in ("P", "L"):
                 raise InputError(f"{path}: is {image.mode}; wanted a palette picture of object ids")
             return np.asarray(image if mode == "P" else image.convert(mode))
@@ -230,6 +262,51 @@ def read_picture(path: Path, mode: str) -> np.ndarray:
         raise
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"{path}: not a readable picture ({error})") from error
+
+
+@contextlib.contextmanager
+def _told_to(bad: list[BadRow] | None) -> Iterator[None]:
+    """Puts what is wrong with a part of the file on the list, where there is one."""
+    try:
+        yield
+    except InputError as error:
+        if bad is None:
+            raise
+        bad.append(BadRow(str(error)))
+
+
+def _instances(
+    where: str,
+    video: dict[str, Any],
+    annotations: Sequence[tuple[str, dict[str, Any]]],
+    ids: Mapping[Any, int],
+    labels: Mapping[str, int] | None,
+    root: str | os.PathLike,
+    dataset: str,
+) -> Instances:
+    """One video with its objects; `ids` says which class a category is."""
+    picture = "file_name" in video
+    names = [video["file_name"]] if picture else _key(video, "file_names", where)
+    frames = tuple(inside(root, name, where) for name in names)
+    sides = {side: video.get(side) for side in ("height", "width")}
+    instances = []
+    for place, annotation in annotations:
+        if picture:
+            masks = (_key(annotation, "segmentation", place),)
+        else:
+            masks = tuple(_key(annotation, "segmentations", place))
+        if len(masks) != len(frames):
+            raise InputError(f"{place}: {len(masks)} masks; wanted {len(frames)}")
+        category = _key(annotation, "category_id", place)
+        if ids and category not in ids:
+            known = "the categories" if labels is None else "the categories that have a label"
+            raise InputError(f"{place}: category_id {category!r} is not in {known}")
+        if not ids and labels is not None and category not in range(len(labels)):
+            raise InputError(f"{place}: category_id {category!r}; label2id has {len(labels)}")
+        instances.append(Instance(ids.get(category, category), masks))
+        sides = {side: sides[side] or annotation.get(side) for side in sides}
+    height, width = (_key(sides, side, where) for side in ("height", "width"))
+    return Instances(frames, height, width, tuple(instances), where, dataset, picture)
 
 
 def _categories(

@@ -6,14 +6,14 @@ Formats and label rule: specs/streamformer.md sections 6.1 and 6.2.
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int32
 
-from streamjax.data.annotations.files import inside, label_id, literal, number, read_rows
+from streamjax.data.annotations.files import BadRow, inside, label_id, literal, number, read_table
 from streamjax.data.annotations.videos import root_of, with_suffix
+from streamjax.data.media import Media
 from streamjax.errors import InputError
 
 _COLUMNS = ("video_id", "start_second", "end_second", "text", "relevant_windows", "dataset")
@@ -29,7 +29,7 @@ class Moment:
     label_id: the class's number; -1 for grounding, where `text` is a sentence.
     """
 
-    video: Path
+    video: Media
     text: str
     start: float
     end: float
@@ -39,16 +39,20 @@ class Moment:
 
 
 def read_grounding(
-    path: str | os.PathLike, *, root: str | os.PathLike | Mapping[str, str | os.PathLike]
+    path: str | os.PathLike,
+    *,
+    root: str | os.PathLike | Mapping[str, str | os.PathLike],
+    bad: list[BadRow] | None = None,
 ) -> list[Moment]:
     """The grounding task's train.csv (CharadesSTA, QVHighlights, TaCoS, ...): a sentence per row.
 
     Columns video_id, start_second, end_second, text, relevant_windows (a list of [s, e]), dataset.
-    root: folder of the videos, or one per data set. Reversed times are put in order (ActivityNet
-    Captions has some). InputError: missing columns, a time or list that is none, a path out of the
-    root.
+    root: folder of the videos, or one per data set. InputError: missing columns, a time or list
+    that is none, a path out of the root; with a list
+    `bad` such a row goes there. Whether a
+    span lies in its video is found out when that is read.
     """
-    return [_moment(row, where, root) for where, row in read_rows(path, _COLUMNS)]
+    return read_table(path, _COLUMNS, lambda row, where: _moment(row, where, root), bad=bad)
 
 
 def read_localization(
@@ -56,20 +60,21 @@ def read_localization(
     labels: Mapping[str, Mapping[str, int]],
     *,
     root: str | os.PathLike | Mapping[str, str | os.PathLike],
+    bad: list[BadRow] | None = None,
 ) -> list[Moment]:
     """The localization task's train.csv (HACS, FineAction, ActivityNet): a class per row.
 
     labels: label2id.json, through `files.read_label_sets`. Otherwise as `read_grounding`;
     InputError also for a data set or class that the labels lack.
     """
-    moments = []
-    for where, row in read_rows(path, _COLUMNS):
+
+    def make(row: dict[str, str], where: str) -> Moment:
         dataset = row["dataset"]
         if dataset not in labels:
             raise InputError(f"{where}: dataset {dataset!r}; label2id has {sorted(labels)}")
-        label = label_id(labels[dataset], row["text"], where)
-        moments.append(_moment(row, where, root, label))
-    return moments
+        return _moment(row, where, root, label_id(labels[dataset], row["text"], where))
+
+    return read_table(path, _COLUMNS, make, bad=bad)
 
 
 def is_inside(moment: Moment, times: Any) -> Bool[np.ndarray, " t"]:
@@ -98,11 +103,9 @@ def _moment(row: dict[str, str], where: str, root: Any, label: int = -1) -> Mome
         pair = list(window) if isinstance(window, list | tuple) else []
         if len(pair) != 2 or not all(isinstance(t, int | float) for t in pair):
             raise InputError(f"{where}: relevant window {window!r}; wanted [start, end] in seconds")
-        windows.append((float(min(pair)), float(max(pair))))
+        windows.append((float(pair[0]), float(pair[1])))
     if not row["text"].strip():
         raise InputError(f"{where}: text is empty; wanted a sentence or a class")
     name = with_suffix(_PREFIXES.get(dataset, "") + row["video_id"], _SUFFIXES.get(dataset, ".mp4"))
     video = inside(root_of(root, dataset, where), name, where)
-    return Moment(
-        video, row["text"], min(start, end), max(start, end), tuple(windows), dataset, label
-    )
+    return Moment(video, row["text"], start, end, tuple(windows), dataset, label)
