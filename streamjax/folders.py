@@ -13,7 +13,6 @@ import difflib
 import importlib
 import json
 import os
-import shutil
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,8 +23,10 @@ from flax import nnx
 
 from streamjax.data.processors import read_processor
 from streamjax.errors import InputError
-from streamjax.weights import card, safetensors, table
+from streamjax.weights import card, table
 from streamjax.weights.config import read_config
+from streamjax.weights.folder import has_tokenizer
+from streamjax.weights.folder import write as write_folder
 
 # config.json's model_type -> the module of weights/ that reads and writes it.
 FAMILIES: dict[str, str] = {
@@ -46,13 +47,6 @@ CLASSES: dict[str, str] = {
     "InternVL": "streamjax.weights.internvl",
 }
 
-# Copied along with a model; the weights, config.json and preprocessor_config.json are written.
-_TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "chat_template.jinja",
-    "chat_template.json", "generation_config.json", "video_preprocessor_config.json",
-)  # fmt: skip
-_PROCESSOR = "processor_config.json"
 _DOWNLOADED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", card.FILE)
 
 
@@ -113,9 +107,6 @@ def _write(model: Any, folder: str | os.PathLike, *, weights: bool) -> None:
     module = CLASSES.get(type(model).__name__)
     if module is None:
         raise ValueError(f"cannot save a {type(model).__name__}, wanted one of {list(CLASSES)}")
-    folder = Path(folder).resolve()
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: a file, wanted a folder to save into")
     family = importlib.import_module(module)
     raw, tensors = family.dump(model)
     texts = {
@@ -124,39 +115,12 @@ def _write(model: Any, folder: str | os.PathLike, *, weights: bool) -> None:
             {"config.json": raw} | getattr(family, "companions", lambda _: {})(model)
         ).items()
     }
+    home = Path(folder)
     if weights:
-        texts[card.FILE] = card.page(folder, raw, tensors, model.assets.origin)
+        texts[card.FILE] = card.page(home.resolve(), raw, tensors, model.assets.origin)
     elif model.assets.origin is not None:
         texts[card.FILE] = f"---\n{model.assets.origin}---\n"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had our number
-    temporary.mkdir()
-    try:
-        for name, text in texts.items():
-            (temporary / name).write_text(text, "utf-8", "surrogateescape")
-        if model.assets.processor is not None:
-            model.assets.processor.to_folder(temporary)
-        if model.assets.tokenizer is not None:
-            for name in _TOKENIZER_FILES:
-                if (file := Path(model.assets.tokenizer) / name).is_file():
-                    shutil.copyfile(file, temporary / name)
-            if (file := Path(model.assets.tokenizer) / _PROCESSOR).is_file():
-                # transformers 5 keeps a copy of preprocessor_config.json there, which is written.
-                kept = {k: v for k, v in read_config(file).items() if k != "image_processor"}
-                (temporary / _PROCESSOR).write_text(json.dumps(kept, indent=2) + "\n", "utf-8")
-        if weights:
-            safetensors.write_folder(temporary, tensors)
-        if not folder.exists():
-            temporary.rename(folder)
-            return
-        files = sorted(temporary.iterdir(), key=lambda p: ("safetensors" in p.name, p.name))
-        for file in files:
-            file.replace(folder / file.name)
-        if weights:
-            safetensors.remove_stale(folder, {file.name for file in files})
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    write_folder(home, texts, model.assets, tensors if weights else None)
 
 
 def family_of(raw: dict[str, Any], source: Any) -> ModuleType:
@@ -210,10 +174,9 @@ def _load_run(run: Path, dtype: Any, mesh: jax.sharding.Mesh | None) -> Any:
 
 def _take_assets(model: Any, folder: Path) -> None:
     """Adds the tokenizer, the processor and the template to what the family's loader kept."""
-    has_tokenizer = any((folder / name).is_file() for name in _TOKENIZER_FILES[:2])
     model.assets = dataclasses.replace(
         model.assets,
-        tokenizer=str(folder) if has_tokenizer else None,
+        tokenizer=str(folder) if has_tokenizer(folder) else None,
         processor=read_processor(folder),
         chat_template=_chat_template(folder),
         origin=card.origin(folder, read_config(folder / "config.json")),
