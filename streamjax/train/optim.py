@@ -13,7 +13,15 @@ from streamjax.train.config import OptimConfig
 
 
 def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
-    """The learning rate at each step: linear warm-up, then cosine, linear or constant."""
+    """The learning rate at each step: linear warm-up, then cosine, linear or constant.
+
+    With `restart`, of the step counted anew.
+    """
+    whole, restart = _schedule(config, steps), config.restart
+    return whole if restart is None else lambda step: whole(jnp.mod(step, restart))
+
+
+def _schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     warm = round(config.warmup * steps)
     rest = max(steps - warm, 1)
     if config.schedule == "cosine":
@@ -24,8 +32,9 @@ def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
         main = optax.constant_schedule(config.lr)
     if not warm:
         return main
-    # The first step already moves: it takes lr / warm, not nothing.
-    climb = optax.linear_schedule(config.lr / warm, config.lr, max(warm - 1, 1))
+    # Unless said otherwise the first step already moves: it takes lr / warm, not nothing.
+    first = config.lr / warm if config.start is None else config.lr * config.start
+    climb = optax.linear_schedule(first, config.lr, max(warm - 1, 1))
     return optax.join_schedules([climb, main], [warm])
 
 

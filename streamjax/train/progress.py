@@ -1,13 +1,16 @@
 """How a run shows where it is: a bar on a terminal, plain lines elsewhere; always on stderr."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
 
 class Report(NamedTuple):
-    """One look at a running loop. `f1` is the mean over states since the last looks, if known."""
+    """One look at a running loop.
+
+    `f1` is the mean over states since the last looks, if known; `tasks` the loss of each task.
+    """
 
     step: int
     loss: float
@@ -15,6 +18,7 @@ class Report(NamedTuple):
     examples_per_second: float
     waiting: float  # share of the time spent waiting for data
     seconds_left: float
+    tasks: Mapping[str, float] | None = None
 
 
 # progress(name, steps, first_step) opens a display; what it yields is called with each Report.
@@ -58,7 +62,9 @@ def tell(report: Report) -> str:
     """The numbers of a report in one short text."""
     minutes, seconds = divmod(round(report.seconds_left), 60)
     f1 = "" if report.f1 is None else f"state F1 {report.f1:.3f} "
+    tasks = ", ".join(f"{task} {loss:.3f}" for task, loss in (report.tasks or {}).items())
+    tasks = f"({tasks}) " if tasks else ""
     return (
-        f"loss {report.loss:.4f} {f1}{report.examples_per_second:.1f} examples/s "
+        f"loss {report.loss:.4f} {tasks}{f1}{report.examples_per_second:.1f} examples/s "
         f"data wait {report.waiting:.0%} left {minutes}:{seconds:02d}"
     )

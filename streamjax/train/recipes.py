@@ -159,24 +159,54 @@ def _digest(data: bytes) -> str:
 
 def _note(changed: dict[str, Any], config: Any, keys: list[str], value: str, full: str) -> None:
     """Adds one override to the tree of changes."""
+    if isinstance(config, Mapping):
+        _note_tasks(changed, config, keys, value, full)
+        return
     names = [f.name for f in dataclasses.fields(config)]
     if keys[0] not in names:
         raise InputError(f"override {full!r}: {_unknown(keys[0], names)}")
     old = getattr(config, keys[0])
-    nested = dataclasses.is_dataclass(old)
+    parts = _parts(old)
     if len(keys) > 1:
-        if not nested:
+        if not parts:
             raise InputError(f"override {full!r}: {keys[0]!r} has no parts")
         _note(changed.setdefault(keys[0], {}), old, keys[1:], value, full)
-    elif nested:
-        parts = ", ".join(f"{full}.{f.name}" for f in dataclasses.fields(old))
-        raise InputError(f"override {full!r} names a group, wanted one of {parts}")
+    elif parts:
+        told = ", ".join(f"{full}.{part}" for part in parts)
+        raise InputError(f"override {full!r} names a group, wanted one of {told}")
     else:
         changed[keys[0]] = _parsed(value, get_type_hints(type(config))[keys[0]], full)
 
 
+def _note_tasks(
+    changed: dict[str, Any], config: Mapping[str, Any], keys: list[str], value: str, full: str
+) -> None:
+    """One override of one task's part, or, when no task is named, of the part of each."""
+    named = keys[0] in config
+    tasks, rest = ([keys[0]], keys[1:]) if named else (list(config), keys)
+    known = _parts(config[tasks[0]])
+    if not rest:
+        told = ", ".join(f"{full}.{part}" for part in known)
+        raise InputError(f"override {full!r} names a group, wanted one of {told}")
+    if not named and rest[0] not in known:
+        raise InputError(f"override {full!r}: {_unknown(rest[0], [*config, *known])}")
+    for task in tasks:
+        _note(changed.setdefault(task, {}), config[task], rest, value, full)
+
+
+def _parts(value: Any) -> list[str]:
+    """The keys under which something holds what an override may name; none for a plain value."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [field.name for field in dataclasses.fields(value)]
+    if isinstance(value, Mapping) and all(map(_parts, value.values())):
+        return list(value)
+    return []
+
+
 def _replaced(config: Any, changed: Mapping[str, Any]) -> Any:
     """All changes at once: sizes may only fit each other together."""
+    if isinstance(config, Mapping):
+        return {k: _replaced(v, changed[k]) if k in changed else v for k, v in config.items()}
     values = {
         key: _replaced(getattr(config, key), value) if isinstance(value, dict) else value
         for key, value in changed.items()

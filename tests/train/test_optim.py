@@ -1,5 +1,8 @@
 """Rates, groups and Muon, against their definitions."""
 
+import dataclasses
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,6 +47,30 @@ def test_the_rate_climbs_then_falls_to_its_final_share(schedule, ends):
 
 def test_without_warmup_the_first_step_takes_the_whole_rate():
     assert make_schedule(OptimConfig(lr=0.5), 10)(0) == 0.5
+
+
+def test_rates_are_the_originals(golden):
+    cases = json.loads((golden / "streamformer/h2_lr_schedule/schedule.json").read_text())
+    for case in cases:
+        told = case["args"]
+        base, per_epoch = told["base_value"], told["niter_per_ep"]
+        steps = told["epochs"] * per_epoch
+        # As there: a number of steps goes before a number of epochs.
+        warm = told.get("warmup_steps", 0) or told.get("warmup_epochs", 0) * per_epoch
+        config = OptimConfig(
+            lr=base,
+            final=told["final_value"] / base,
+            warmup=warm / steps,
+            start=told.get("start_warmup_value", 0) / base,
+        )
+        rate = jax.vmap(make_schedule(config, steps))(jnp.arange(steps))
+        np.testing.assert_allclose(rate, case["values"], rtol=1e-5, atol=1e-7 * base)
+        again = dataclasses.replace(config, restart=per_epoch)
+        rate = jax.vmap(make_schedule(again, steps))(jnp.arange(steps))
+        first = case["values"][:per_epoch] * told["epochs"]  # what its training really used
+        np.testing.assert_allclose(rate, first, rtol=1e-5, atol=1e-7 * base)
+    with pytest.raises(InputError, match="optim.restart=0, wanted the steps after which"):
+        OptimConfig(lr=1.0, restart=0)
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
