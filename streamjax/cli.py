@@ -24,6 +24,8 @@ VERBS = {
     "export": "write a training run as a Hugging Face folder",
     "bench": "time a stream beside the floor of this machine",
     "world": "write the embedded world: videos and their annotations",
+    "data pack": "pack pre-training data as ArrayRecord shards, a TFDS folder",
+    "data info": "say what packed data hold, and check them",
     "doctor": "say what this machine has: versions, devices, number types, codecs",
 }
 
@@ -44,8 +46,11 @@ def main(args: Sequence[str] | None = None) -> int:
     if name not in VERBS:
         import difflib
 
-        near = difflib.get_close_matches(name, VERBS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"wanted one of {', '.join(VERBS)}"
+        group = [verb for verb in VERBS if verb.startswith(f"{name} ")]
+        near = [] if group else difflib.get_close_matches(name, VERBS, n=1)
+        hint = (
+            f"did you mean {near[0]!r}?" if near else f"wanted one of {', '.join(group or VERBS)}"
+        )
         return _say(f"unknown verb {name!r}: {hint}")
 
     from streamjax.errors import InputError

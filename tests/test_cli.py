@@ -42,6 +42,8 @@ def test_each_verb_has_help_with_an_example(verb, capsys):
     ("args", "said"),
     [
         (["strem"], "did you mean 'stream'?"),
+        (["data", "pak"], "wanted one of data pack, data info"),
+        (["data", "pack", "nowhere", "out"], "nowhere: no such folder"),
         (["stream"], "Missing from streamjax stream"),
         (["stream", "m", "v", "--fps", "fast"], "could not convert string to float: 'fast'"),
         (["stream", "m", "v", "--aks", "?"], "--ask"),

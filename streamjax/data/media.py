@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ def bytes_of(media: Media | int) -> bytes | None:
     return media if isinstance(media, bytes) else None
 
 
-def opened(media: Media) -> BinaryIO:
+def opened(media: Media) -> io.BytesIO | io.BufferedReader:
     """The file opened for reading. OSError: it is missing or cannot be read."""
     content = bytes_of(media)
     if content is not None:

@@ -1,4 +1,4 @@
-"""Verbs that write what is trained on."""
+"""Verbs that write what is trained on, and look at it."""
 
 from pathlib import Path
 
@@ -38,3 +38,57 @@ def world(
             with counting(f"{split} clips", count) as counted:
                 write_world(folder, split, count, config, workers=workers, progress=counted)
             print(f"{folder}: {count} clips of {split}")
+
+
+def data_pack(
+    folder: Place[Path],
+    out: Place[Path],
+    /,
+    tasks: tuple[str, ...] = (),
+    split: tuple[str, ...] = ("train",),
+    shards: int = 16,
+    max_bad: float = 0.01,
+):
+    """Packs annotations of StreamFormer's pre-training tasks, with the encoded videos and pictures
+    that they speak of, as ArrayRecord shards in one TFDS dataset folder. Interrupted, the same call
+    goes on where it stopped.
+
+    Example: streamjax data pack world/ packed/ --split train val --shards 64
+
+    Args:
+        folder: Annotations and media, laid out as `streamjax world` writes them.
+        out: The folder to write; it must not be there, and appears when it is complete.
+        tasks: Of kinetics, ssv2, retrieval, grounding, localization, vis, refvos; without it all
+            that the folder has.
+        split: The annotations' splits.
+        shards: Files for each task and for the media.
+        max_bad: The share of a task's records that may be left out, for want of their files.
+    """
+    from streamjax.data.packing import pack
+
+    with counting("MB") as counted:
+        manifest = pack(
+            folder, out, tasks=tasks, splits=split, shards=shards, max_bad=max_bad,
+            progress=lambda done, total: counted(done // 10**6, max(total // 10**6, 1)),
+        )  # fmt: skip
+    print(manifest.table())
+
+
+def data_info(folder: Place[Path], /, check: bool = False):
+    """Prints what a packed data set holds: a line for each split.
+
+    Example: streamjax data info packed/ --check
+
+    Args:
+        folder: What `streamjax data pack` wrote.
+        check: Read all of it, and compare it with the checksums.
+    """
+    from streamjax.data.packed import read_manifest, verify
+
+    manifest = read_manifest(folder)
+    if check:
+        with counting("MB") as counted:
+            verify(folder, lambda done, total: counted(done // 10**6, max(total // 10**6, 1)))
+    print(manifest.table())
+    if check:
+        print("all checksums hold")
