@@ -1,16 +1,23 @@
-"""A SigLIP folder as the start of a StreamFormer (specs/streamformer.md section 2.8)."""
+"""A SigLIP folder as the start of a StreamFormer, and one written from its two towers.
 
+specs/streamformer.md section 2.8.
+"""
+
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax import nnx
 
 from streamjax.data.processors import Assets, ImageProcessor
 from streamjax.errors import InputError
+from streamjax.models.siglip_text import SiglipText
 from streamjax.models.streamformer import StreamFormer
-from streamjax.weights import safetensors, streamformer
+from streamjax.weights import folder as folders
+from streamjax.weights import safetensors, siglip_text, streamformer, table
 from streamjax.weights.config import read_config
 from streamjax.weights.streamformer import PREFIX
 from streamjax.weights.tensors import Tensor
@@ -45,8 +52,9 @@ def streamformer_from_siglip(
 
     The temporal part starts behind closed gates: all its weights and biases and the time table are
     N(0, 0.02^2) drawn from `seed`, its norms 1 and 0, its gates 0. `hidden_act` "gelu" is what the
-    released model was trained with; SigLIP itself has "gelu_pytorch_tanh". The text model and the
-    logit scale and bias are kept beside the model, and `sj.save` writes them as the original does.
+    released model was trained with; SigLIP itself has "gelu_pytorch_tanh". The text model, the
+    logit scale and bias, and the tokenizer's files are kept beside the model: `sj.save` writes
+    them, and `siglip_text.text_of` makes the text tower of them.
 
     Raises FileNotFoundError and InputError as `sj.load` does, InputError for a folder that is not
     SigLIP's.
@@ -61,13 +69,95 @@ def streamformer_from_siglip(
     config = {key: vision[key] for key in _DEFAULTS}
     config |= {"num_frames": num_frames, "hidden_act": hidden_act, "add_lora_spatial": False}
     config |= {"model_type": streamformer.MODEL_TYPE, "enable_causal_temporal": True}
-    model = streamformer.blank(config, folder / "config.json")
-    model.assets = Assets(processor=ImageProcessor.from_folder(folder), extras=model.assets.extras)
+    model = streamformer.blank(config | {"clip_config": raw}, folder / "config.json")
+    model.assets = Assets(
+        tokenizer=str(folder) if folders.has_tokenizer(folder) else None,
+        processor=ImageProcessor.from_folder(folder),
+        extras=model.assets.extras,
+    )
     tensors, _ = safetensors.read_folder(folder)
     source = safetensors.source_of(folder)
     renamed = rename(tensors, config["num_hidden_layers"], source)
     renamed |= _temporal(config, np.random.default_rng(seed))
     return streamformer.fill(model, renamed, source=source)
+
+
+def save_siglip(
+    tower: StreamFormer,
+    text: SiglipText,
+    folder: Path | str,
+    *,
+    logit_scale: Any,
+    logit_bias: Any,
+    tokenizer: Path | str | None = None,
+) -> None:
+    """Writes a SigLIP folder as transformers does: weights, config.json, processor, tokenizer.
+
+    tower: the spatial part is written. The temporal part, the time table with it, is left out, so
+    whoever trains a SigLIP keeps the table zero and the gates closed, and both frozen. logit_scale
+    (a logarithm) and logit_bias: one number each. tokenizer: a folder that holds one (default: the
+    tower's own). The processor is the tower's, without one SigLIP's at the tower's native size.
+
+    Raises ValueError for a tower that a SigLIP cannot be: with open gates, LoRA, or folded;
+    InputError when `folder` is a file.
+    """
+    raw, tensors = dump(tower, text, logit_scale=logit_scale, logit_bias=logit_bias)
+    c = tower.config
+    processor = tower.assets.processor
+    if processor is None:
+        processor = ImageProcessor(size=(c.image_size, c.image_size), patch=c.patch_size)
+    home = tower.assets.tokenizer if tokenizer is None else str(tokenizer)
+    texts = {"config.json": json.dumps(raw, indent=2) + "\n"}
+    folders.write(Path(folder), texts, Assets(tokenizer=home, processor=processor), tensors)
+
+
+def dump(
+    tower: StreamFormer, text: SiglipText, *, logit_scale: Any, logit_bias: Any
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """config.json and tensors of `save_siglip`."""
+    c = tower.config
+    if isinstance(tower.layers, tuple):
+        raise ValueError("a folded model cannot be saved: save the one it was folded from")
+    if c.add_lora_spatial:
+        raise ValueError("the tower has LoRA, which a SigLIP has not: save a StreamFormer")
+    if np.asarray(tower.layers.gate[...]).any():
+        raise ValueError(
+            "the tower's temporal gates are open, and a SigLIP has no temporal part: freeze "
+            "layers.gate while it is trained, or save a StreamFormer"
+        )
+    back = {ours: theirs for theirs, ours in _COPIED.items()}
+    tensors: dict[str, Tensor] = {
+        name: np.asarray(a, np.float32).reshape(1)
+        for name, a in (("logit_scale", logit_scale), ("logit_bias", logit_bias))
+    }
+    found = table.dump(nnx.state(tower, nnx.Param), streamformer.rules(c))
+    for name, tensor in found.items():
+        module, _, kind = name.rpartition(".")
+        layer = re.search(r"\.layer\.(\d+)\.", module)
+        pattern = module.replace(layer[0], ".layer.{i}.") if layer else module
+        if name == "embeddings.position_embeddings":
+            place = "vision_model.embeddings.position_embedding.weight"
+            tensors[place] = np.asarray(tensor)[0]
+        elif layer and module.endswith(".attention.attention.qkv") and "temporal" not in module:
+            attn = f"vision_model.encoder.layers.{layer[1]}.self_attn."
+            for x, part in zip("qkv", np.split(np.asarray(tensor), 3), strict=True):
+                tensors[f"{attn}{x}_proj.{kind}"] = part
+        elif name in _ALONE:
+            tensors[f"vision_model.{name}"] = tensor
+        elif pattern in back:
+            theirs = back[pattern].replace("{i}", layer[1] if layer else "")
+            tensors[f"vision_model.{theirs}.{kind}"] = tensor
+    tensors |= siglip_text.dump(text, prefix="text_model.")
+    raw = {
+        "architectures": ["SiglipModel"],
+        "initializer_factor": 1.0,
+        "model_type": "siglip",
+        "text_config": siglip_text.settings(text.config),
+        "torch_dtype": str(found["post_layernorm.weight"].dtype),
+        "vision_config": {key: getattr(c, key) for key in _DEFAULTS}
+        | {"hidden_act": c.hidden_act, "model_type": "siglip_vision_model"},
+    }
+    return raw, tensors
 
 
 def rename(tensors: Mapping[str, Tensor], layers: int, source: Any) -> dict[str, Tensor]:
