@@ -17,6 +17,7 @@ from jaxtyping import Int8
 from streamjax.data.annotations.files import read_label_sets
 from streamjax.data.annotations.masks import Instances, class_map, read_instances
 from streamjax.data.annotations.moments import Moment, read_grounding, read_localization
+from streamjax.data.media import told_name
 from streamjax.data.video import video
 from streamjax.errors import InputError
 
@@ -81,7 +82,7 @@ def read_dense(folder: str | Path, split: str, dataset: str = "World") -> list[D
     )
     moments: dict[str, list[Moment]] = {}
     for moment in read_grounding(folder / "grounding" / f"{split}.csv", root=folder / "videos"):
-        moments.setdefault(moment.video.stem, []).append(moment)
+        moments.setdefault(Path(told_name(moment.video)).stem, []).append(moment)
     verbs = read_label_sets(folder / "localization" / "label2id.json")
     acts = read_localization(
         folder / "localization" / f"{split}.csv", verbs, root=folder / "videos"
@@ -89,7 +90,7 @@ def read_dense(folder: str | Path, split: str, dataset: str = "World") -> list[D
     known = sorted({act.text for act in acts}, key=len, reverse=True)
     clips = []
     for found in videos:
-        name = found.frames[0].parent.name
+        name = Path(told_name(found.frames[0])).parent.name
         told = tuple(
             (subject, verb, moment.windows)
             for moment in moments.get(name, [])

@@ -125,7 +125,8 @@ def class_map(video: Instances, frame: int) -> Int32[np.ndarray, "h w"]:
     for instance in video.instances:
         mask = painted.setdefault(instance.label_id, np.zeros((video.height, video.width), bool))
         if instance.masks[frame] is not None:
-            mask |= _decoded(instance.masks[frame], video.height, video.width, video.where)
+            size = video.height, video.width
+            mask |= _decoded(instance.masks[frame], *size, video.where, picture=video.picture)
     classes = np.zeros((video.height, video.width), np.int32)
     for label, mask in painted.items():
         classes[mask] = label
@@ -212,7 +213,7 @@ def referred_masks(row: Referred, indices: Sequence[int]) -> Bool[np.ndarray, "t
     if row.size is not None:
         union = np.zeros(row.size, bool)
         for mask in row.masks:
-            union |= _decoded(mask, *row.size, row.where)
+            union |= _decoded(mask, *row.size, row.where, picture=True)
         return np.repeat(union[None], len(indices), 0)
     if row.object_id is not None:
         pictures = [read_picture(row.masks[i], "P") for i in indices]
@@ -331,8 +332,13 @@ def _key(entry: Any, key: str, where: str) -> Any:
     return entry[key]
 
 
-def _decoded(mask: Any, height: int, width: int, where: str) -> Bool[np.ndarray, "h w"]:
+def _decoded(
+    mask: Any, height: int, width: int, where: str, *, picture: bool = False
+) -> Bool[np.ndarray, "h w"]:
+    """A mask of COCO's forms; polygons of single pictures are painted as upstream does."""
     try:
+        if picture and isinstance(mask, list):
+            return rle.filled(mask, height, width)
         return rle.decode(mask, height, width)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
