@@ -101,7 +101,7 @@ class PackedRecords(Sequence):
         def packed(name: str) -> PackedFile:
             return PackedFile(name, functools.partial(self._content, next(files)))
 
-        return _restored(_CLASSES[example["kind"].decode()], json.loads(example["record"]), packed)
+        return restored(_CLASSES[example["kind"].decode()], json.loads(example["record"]), packed)
 
     def _content(self, place: int) -> bytes:
         return self._read(self._media, place)["content"]
@@ -202,20 +202,20 @@ def plain(value: Any, root: Path) -> Any:
     return value
 
 
-def _restored(hint: Any, value: Any, packed: Callable[[str], PackedFile]) -> Any:
+def restored(hint: Any, value: Any, packed: Callable[[str], PackedFile]) -> Any:
     """What `plain` made, as the type that is wanted of it."""
     if isinstance(value, dict) and value.keys() == {"file"}:
         return packed(value["file"])
     if dataclasses.is_dataclass(hint):
         hints = _hints(hint)
-        return hint(**{key: _restored(hints[key], one, packed) for key, one in value.items()})
+        return hint(**{key: restored(hints[key], one, packed) for key, one in value.items()})
     if isinstance(value, list):
         if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
             hint = next(h for h in typing.get_args(hint) if typing.get_origin(h) is tuple)
         if typing.get_origin(hint) is tuple:
             kinds = typing.get_args(hint)
             kinds = [kinds[0]] * len(value) if kinds[-1] is Ellipsis else kinds
-            return tuple(_restored(h, v, packed) for h, v in zip(kinds, value, strict=True))
+            return tuple(restored(h, v, packed) for h, v in zip(kinds, value, strict=True))
     return value
 
 

@@ -14,8 +14,9 @@ import pytest
 
 from streamjax import cli
 from streamjax.data.annotations.layout import KINDS, read_task, tasks_in
+from streamjax.data.annotations.masks import Referred
 from streamjax.data.media import PackedFile, opened
-from streamjax.data.packed import PackedRecords, read_manifest, verify
+from streamjax.data.packed import PackedRecords, plain, read_manifest, restored, verify
 from streamjax.data.packing import pack
 from streamjax.data.pipeline import DataConfig, batches
 from streamjax.data.world_files import TASKS, write_world
@@ -278,3 +279,15 @@ def test_the_verbs_pack_and_tell(world, tmp_path, capsys):
 
 def test_all_tasks_of_a_folder_are_found(world):
     assert tasks_in(world, "train") == SHOWN and tasks_in(world, "val") == []
+
+
+def test_masks_of_every_form_come_back_as_they_were():
+    row = Referred(
+        (Path("/home/me/coco/1.jpg"),), "the \u732b", ([[0.5, 0, 4, 0, 4, 4]], {"size": [2, 2], "counts": [4]}),
+        None, "/home/me/coco/train.json: image 1", (2, 2),
+    )  # fmt: skip
+    told = json.loads(json.dumps(plain(row, Path("/home/me"))))
+    assert "/home" not in str(told)
+    file = PackedFile("coco/1.jpg", bytes)
+    back = restored(Referred, told, lambda name: PackedFile(name, bytes))
+    assert back == dataclasses.replace(row, frames=(file,), where="coco/train.json: image 1")
