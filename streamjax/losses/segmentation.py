@@ -69,7 +69,9 @@ def enlarging(size: int, grid: int) -> Float[np.ndarray, "size grid"]:
 
 
 def _cross_entropy(
-    logits: Float[Array, "b t hp wp k"], ids: Integer[Array, "#b k"], labels: Integer[Array, "b t h w"]
+    logits: Float[Array, "b t hp wp k"],
+    ids: Integer[Array, "#b k"],
+    labels: Integer[Array, "b t h w"],
 ) -> PixelLosses:
     """labels: the id of the column that is right; -1, and an id of no column, is not counted."""
     b, t, hp, wp, _ = logits.shape

@@ -19,11 +19,12 @@ Scalar = Float[Array, ""]
 
 
 def similarity(
-    seen: Float[Array, "*b r d"], texts: Float[Array, "*b c d"], scale: Scalar, bias: Scalar
+    seen: Float[Array, "*b r d"], texts: Float[Array, "*or_none c d"], scale: Scalar, bias: Scalar
 ) -> Float[Array, "*b r c"]:
     """exp(scale) * cosine + bias, float32 and exact on any device; both sides already unit rows.
 
-    scale and bias are a head's `logit_scale` and `logit_bias`.
+    texts: of each row of the batch, or the same [c d] for all. scale and bias are a head's
+    `logit_scale` and `logit_bias`.
     """
     # Ask for the highest precision: by default a TPU rounds the factors to bfloat16, which a scale
     # of about 100 turns into errors of the size of the logits' differences.

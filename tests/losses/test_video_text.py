@@ -67,7 +67,9 @@ def test_each_device_pays_what_each_process_paid(io, ways):
         np.testing.assert_allclose(grads[1], wanted, atol=1e-5, rtol=1e-3)
 
 
-@pytest.mark.parametrize("axes", [{"data": 4}, {"data": 2, "fsdp": 2}, {"data": 2, "tensor": 2}, {}])
+@pytest.mark.parametrize(
+    "axes", [{"data": 4}, {"data": 2, "fsdp": 2}, {"data": 2, "tensor": 2}, {}]
+)
 def test_the_ring_is_the_formula_on_the_whole_batch(rng, axes):
     video, text = (rng.normal(size=(8, 16)).astype(np.float32) for _ in range(2))
     video, text = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (video, text))
