@@ -25,6 +25,14 @@ from streamjax.errors import InputError
 from streamjax.sharding import make_mesh
 from streamjax.train import progress as displays
 from streamjax.train.config import TrainConfig
+from streamjax.train.distributed import (
+    SAVED,
+    Stopped,
+    agreed,
+    data_shard,
+    none_alone,
+    together,
+)
 from streamjax.train.recipes import changes, describe
 from streamjax.train.state import Setup, TrainState, set_up
 from streamjax.train.step import make_step, put
@@ -64,8 +72,8 @@ def train(
     families of streamjax.folders, model/, so that `sj.load(run_dir)` works. A run that was
     interrupted or killed and is called again gives the numbers of one that was not, bit for bit.
     Ctrl-C finishes the step, saves and raises KeyboardInterrupt (a second one does not wait);
-    SIGTERM the same with SystemExit(143). `compilation_cache` is a folder that keeps compiled
-    programs between processes.
+    SIGTERM the same with SystemExit(0); of several processes all stop at the same step, whichever
+    heard it. `compilation_cache` is a folder that keeps compiled programs between processes.
 
     Raises InputError when the run there was begun with another recipe, exists although `resume` is
     False, or its checkpoint does not fit, and as the data and the model do; NotFiniteError when the
@@ -78,24 +86,28 @@ def train(
     _write_recipe(config, run_dir, resume)
     mesh = make_mesh(**dataclasses.asdict(config.mesh))
     setup = set_up(config, mesh)
-    shard = (jax.process_index(), jax.process_count())
+    shard = data_shard(mesh)
     if config.batch_size % shard[1]:
         raise InputError(
-            f"batch_size={config.batch_size} does not divide over {shard[1]} processes"
+            f"batch_size={config.batch_size} does not divide into {shard[1]} processes' shares"
         )
     rows = config.batch_size // shard[1]
     data = batches(config.data, batch_size=rows, seed=config.seed, shard=shard)
     keep = config.checkpoint.keep
     _describe_model(setup, run_dir)
     try:
-        with jax.set_mesh(mesh), checkpoint.open_run(run_dir, keep=keep) as checkpoints:
+        with (
+            jax.set_mesh(mesh),
+            checkpoint.open_run(run_dir, keep=keep) as checkpoints,
+            none_alone(),
+        ):
             start, state = _begin(setup, checkpoints, data)
             setup = setup._replace(make=_begun)  # lets go of loaded weights
             rows_file = MetricsFile(run_dir / "metrics.jsonl", start)
             run = _Run(config, setup, mesh, data, checkpoints, rows_file)
-            shown = progress if shard[0] == 0 else displays.silent
+            shown = progress if jax.process_index() == 0 else displays.silent
             with rows_file, _stop_signals() as stopped:
-                state = run.steps(start, state, shown, stopped)
+                state = run.steps(start, state, shown, agreed(stopped))
             model = nnx.merge(setup.graphdef, state.params, state.frozen)
     finally:
         data.close()
@@ -252,7 +264,9 @@ def _write_recipe(config: TrainConfig, run_dir: Path, resume: bool) -> None:
     """Writes recipe.json, or holds the recipe against the one that the run began with."""
     path = run_dir / "recipe.json"
     recipe = describe(config)
-    if path.exists():
+    found = path.exists()
+    together("looked for a recipe")  # before the first process writes it
+    if found:
         before = json.loads(path.read_text())["recipe"]
         if not resume:
             raise InputError(f"{run_dir} holds a run already: resume it or choose another folder")
@@ -305,10 +319,9 @@ def _leave(number: int | None, step: int, steps: int) -> None:
     """Raises what the signal means, now that everything is saved."""
     if number is None or step == steps:
         return
-    log.warning("stopped at step %d of %d and saved it: the same command goes on", step, steps)
-    if number == signal.SIGTERM:
-        raise SystemExit(128 + number)
-    raise KeyboardInterrupt
+    if jax.process_index() == 0:
+        log.warning("stopped at step %d of %d and saved it: the same command goes on", step, steps)
+    raise Stopped(0) if number == signal.SIGTERM else KeyboardInterrupt(SAVED)
 
 
 def _report(window: deque[dict[str, Any]], config: TrainConfig) -> displays.Report:

@@ -32,8 +32,11 @@ def train(
     /,
     run: Path | None = None,
     tiny: bool = False,
+    stopped_exit: int = 0,
 ):
     """Trains by a recipe, or goes on where the run stopped, and prints the last row of metrics.
+
+    Ctrl-C and SIGTERM finish the step and save. On several processes: see launch/README.md.
 
     Example: streamjax train demo_assistant optim.lr=1e-3 steps=500
 
@@ -46,16 +49,28 @@ def train(
         overrides: What the recipe asks for (base=path), and changes to it as dotted.key=value.
         run: The run's folder; without it runs/ and the recipe's name.
         tiny: The recipe with a tiny model on a small world made on the spot, in a minute or two,
-            exported to hf/ in the run's folder; of recipes that have one.
+            exported to hf/ in the run's folder (by a single process); of recipes that have one.
+        stopped_exit: The exit code after SIGTERM, for a scheduler that has to tell a run that was
+            stopped from one that is done.
     """
+    import jax
+
+    from streamjax.train import distributed
     from streamjax.train.loop import train
     from streamjax.train.recipes import load_recipe
 
-    config = load_recipe(recipe, overrides, run=run, **({"tiny": True} if tiny else {}))
-    done = train(config, run or Path("runs") / config.name)
-    print(json.dumps(dict(done.metrics)))
-    print(f"run in {done.run_dir}", file=sys.stderr)
-    if tiny:
+    given = {"tiny": True} if tiny else {}
+    try:
+        with distributed.joined():
+            config = distributed.in_turn(lambda: load_recipe(recipe, overrides, run=run, **given))
+            done = train(config, run or Path("runs") / config.name)
+            first, alone = jax.process_index() == 0, jax.process_count() == 1
+    except distributed.Stopped:
+        raise SystemExit(stopped_exit) from None
+    if first:
+        print(json.dumps(dict(done.metrics)))
+        print(f"run in {done.run_dir}", file=sys.stderr)
+    if tiny and alone:
         import streamjax as sj
 
         sj.save(sj.load(done.run_dir), done.run_dir / "hf")
