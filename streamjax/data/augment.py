@@ -73,15 +73,17 @@ def short_side(height: int, width: int, size: int) -> tuple[int, int]:
     return int(size * height / width), size
 
 
-def centre_window(height: int, width: int, size: int) -> Window:
+def centre_window(frames: Frames, size: int) -> Window:
     """Evaluation: the short side at `size`, its central square."""
+    height, width = frames.shape[1:3]
     rows, columns = short_side(height, width, size)
     top, left = round((rows - size) / 2), round((columns - size) / 2)
     return Window(rows, columns, top, left, (size, size))
 
 
-def random_window(height: int, width: int, size: int, rng: Rng) -> Window:
+def random_window(frames: Frames, size: int, rng: Rng) -> Window:
     """Retrieval, grounding, localization: the short side at `size`, any square of it."""
+    height, width = frames.shape[1:3]
     rows, columns = short_side(height, width, size)
     top, left = (int(rng.integers(0, room - size, endpoint=True)) for room in (rows, columns))
     return Window(rows, columns, top, left, (size, size))

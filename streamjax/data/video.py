@@ -144,7 +144,7 @@ class Clip:
         if not (self.frames and self.fps):
             raise InputError(f"{opened.name}: {self.frames} frames at {self.fps} frames per second")
 
-    def read(self, indices: Sequence[Any]) -> UInt8[np.ndarray, "t h w 3"]:
+    def read(self, indices: Sequence[int] | np.ndarray) -> UInt8[np.ndarray, "t h w 3"]:
         """The frames at 0-based `indices` (any order, repeats allowed), in that order; once only.
 
         Groups of pictures of which no frame is wanted are not decoded, where the container tells
@@ -197,7 +197,7 @@ def open_clip(media: Media) -> Iterator[Clip]:
         yield Clip(opened)
 
 
-def read_frames(media: Media, indices: Sequence[Any]) -> UInt8[np.ndarray, "t h w 3"]:
+def read_frames(media: Media, indices: Sequence[int] | np.ndarray) -> UInt8[np.ndarray, "t h w 3"]:
     """The frames of a file (or of its bytes) at 0-based `indices`, as `Clip.read` gives them.
 
     InputError as for `video`, and for an index that the file does not have.

@@ -79,9 +79,14 @@ def test_a_window_is_the_same_part_of_the_whole(rng):
 
 
 def test_centre_and_random_squares(rng):
-    assert augment.centre_window(480, 854, 224) == augment.Window(224, 398, 0, 87, (224, 224))
-    assert augment.centre_window(64, 64, 64) == augment.Window(64, 64, 0, 0, (64, 64))
-    lefts = {augment.random_window(32, 40, 32, rng).left for _ in range(200)}
+    assert augment.centre_window(np.zeros((1, 480, 854, 3), np.uint8), 224) == augment.Window(
+        224, 398, 0, 87, (224, 224)
+    )
+    assert augment.centre_window(np.zeros((1, 64, 64, 3), np.uint8), 64) == augment.Window(
+        64, 64, 0, 0, (64, 64)
+    )
+    wide = np.zeros((1, 32, 40, 3), np.uint8)
+    lefts = {augment.random_window(wide, 32, rng).left for _ in range(200)}
     assert lefts == set(range(9))
 
 

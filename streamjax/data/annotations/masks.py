@@ -115,8 +115,8 @@ def read_instances(
     return found
 
 
-def class_map(video: Instances, frame: int) -> Int32[np.ndarray, "h w"]:
-    """The class of every pixel of one frame; 0 where there is none.
+def class_map(video: Instances, frame: Any, shift: int = 0) -> Int32[np.ndarray, "h w"]:
+    """The class of every pixel of one frame, plus `shift`; 0 where there is none.
 
     The masks of a category are united; categories are painted in the order in which they first
     appear, later ones over earlier ones (specs/streamformer.md 6.3).
@@ -129,7 +129,7 @@ def class_map(video: Instances, frame: int) -> Int32[np.ndarray, "h w"]:
             mask |= _decoded(instance.masks[frame], *size, video.where, picture=video.picture)
     classes = np.zeros((video.height, video.width), np.int32)
     for label, mask in painted.items():
-        classes[mask] = label
+        classes[mask] = label + shift
     return classes
 
 
@@ -204,7 +204,7 @@ def read_referred_pictures(
     return found
 
 
-def referred_masks(row: Referred, indices: Sequence[int]) -> Bool[np.ndarray, "t h w"]:
+def referred_masks(row: Referred, indices: Sequence[int] | np.ndarray) -> Bool[np.ndarray, "t h w"]:
     """Where the object is in the frames at `indices`; nowhere where no annotation says so.
 
     InputError: a mask file that is missing or broken, or that names no size because every frame of
@@ -226,6 +226,8 @@ def referred_masks(row: Referred, indices: Sequence[int]) -> Bool[np.ndarray, "t
             raise InputError(f"{path}: wanted a list of {len(row.frames)} masks, one per frame")
         files.append((path, masks))
         size = size or next((m.get("size") for m in masks if isinstance(m, dict)), None)
+    if all(mask is None for _, masks in files for mask in masks):
+        raise InputError(f"{row.where}: the object has no mask in any frame ({row.masks[0]})")
     if not isinstance(size, list) or len(size) != 2:
         raise InputError(f"{row.masks[0]}: mask size {size!r}; wanted a mask with [height, width]")
     height, width = size

@@ -4,7 +4,7 @@ Formats and label rule: specs/streamformer.md sections 6.1 and 6.2.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int32
 
 from streamjax.data.annotations.files import BadRow, inside, label_id, literal, number, read_table
 from streamjax.data.annotations.videos import root_of, with_suffix
-from streamjax.data.media import Media
+from streamjax.data.media import Media, told_name
 from streamjax.errors import InputError
 
 _COLUMNS = ("video_id", "start_second", "end_second", "text", "relevant_windows", "dataset")
@@ -36,6 +36,15 @@ class Moment:
     windows: tuple[tuple[float, float], ...]
     dataset: str
     label_id: int = -1
+
+
+@dataclass(frozen=True)
+class LocalizedVideo:
+    """A video with all moments of all classes that are annotated in it."""
+
+    video: Media
+    dataset: str
+    moments: tuple[Moment, ...]
 
 
 def read_grounding(
@@ -93,6 +102,29 @@ def is_inside(moment: Moment, times: Any) -> Bool[np.ndarray, " t"]:
 def frame_labels(moment: Moment, times: Any) -> Int32[np.ndarray, " t"]:
     """The class of every frame at `times` [t] seconds; -1 is background."""
     return np.where(is_inside(moment, times), moment.label_id, -1).astype(np.int32)
+
+
+def by_video(moments: Iterable[Moment | BadRow]) -> list[LocalizedVideo | BadRow]:
+    """One record per video with all its moments, for evaluation; bad rows come last."""
+    found: dict[tuple[str, str], list[Moment]] = {}
+    bad = []
+    for moment in moments:
+        if isinstance(moment, BadRow):
+            bad.append(moment)
+        else:
+            found.setdefault((told_name(moment.video), moment.dataset), []).append(moment)
+    videos = [LocalizedVideo(m[0].video, m[0].dataset, tuple(m)) for m in found.values()]
+    return [*videos, *bad]
+
+
+def shown_classes(
+    moments: Sequence[Moment], times: Any, classes: int
+) -> Bool[np.ndarray, "t classes"]:
+    """Which of the classes each frame at `times` [t] seconds shows, by any of the moments."""
+    shown = np.zeros((len(times), classes), bool)
+    for moment in moments:
+        shown[:, moment.label_id] |= is_inside(moment, times)
+    return shown
 
 
 def _moment(row: dict[str, str], where: str, root: Any, label: int = -1) -> Moment:
