@@ -23,6 +23,7 @@ from flax import nnx
 
 from streamjax.data.processors import read_processor
 from streamjax.errors import InputError
+from streamjax.models.pretraining import Pretraining
 from streamjax.weights import card, table
 from streamjax.weights.config import read_config
 from streamjax.weights.folder import has_tokenizer
@@ -41,12 +42,15 @@ FAMILIES: dict[str, str] = {
 # The class of a model -> the same module.
 CLASSES: dict[str, str] = {
     "StreamFormer": "streamjax.weights.streamformer",
+    "Pretraining": "streamjax.weights.pretraining",
     "LlavaStreamFormer": "streamjax.weights.llava_streamformer",
     "Qwen2_5_VL": "streamjax.weights.qwen2_5_vl",
     "Qwen3_VL": "streamjax.weights.qwen3_vl",
     "InternVL": "streamjax.weights.internvl",
 }
 
+# In a run's config.json, the class that is trained: that of another one's weights may be the same.
+_CLASS = "streamjax_class"
 _DOWNLOADED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", card.FILE)
 
 
@@ -109,6 +113,8 @@ def _write(model: Any, folder: str | os.PathLike, *, weights: bool) -> None:
         raise ValueError(f"cannot save a {type(model).__name__}, wanted one of {list(CLASSES)}")
     family = importlib.import_module(module)
     raw, tensors = family.dump(model)
+    if not weights:
+        raw[_CLASS] = type(model).__name__
     texts = {
         name: json.dumps(values, indent=2) + "\n"
         for name, values in (
@@ -162,7 +168,11 @@ def _load_run(run: Path, dtype: Any, mesh: jax.sharding.Mesh | None) -> Any:
 
     home = run / "model"
     raw = read_config(home / "config.json")
-    model = family_of(raw, home / "config.json").blank(raw, home / "config.json")
+    name, source = raw.pop(_CLASS, None), home / "config.json"
+    if name is not None and name not in CLASSES:
+        raise InputError(f"{source}: {_CLASS} is {name!r}, wanted one of {', '.join(CLASSES)}")
+    family = importlib.import_module(CLASSES[name]) if name else family_of(raw, source)
+    model = family.blank(raw, source)
     graph, shapes = nnx.split(model)
     state = latest_params(run, shapes, mesh=mesh)
     if dtype is not None:
@@ -174,8 +184,9 @@ def _load_run(run: Path, dtype: Any, mesh: jax.sharding.Mesh | None) -> Any:
 
 def _take_assets(model: Any, folder: Path) -> None:
     """Adds the tokenizer, the processor and the template to what the family's loader kept."""
-    model.assets = dataclasses.replace(
-        model.assets,
+    holder = model.tower if isinstance(model, Pretraining) else model
+    holder.assets = dataclasses.replace(
+        holder.assets,
         tokenizer=str(folder) if has_tokenizer(folder) else None,
         processor=read_processor(folder),
         chat_template=_chat_template(folder),

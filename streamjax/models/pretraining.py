@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from streamjax.data.processors import Assets
 from streamjax.errors import InputError
 from streamjax.models.siglip_text import SiglipText
 from streamjax.models.streamformer import (
@@ -105,6 +106,11 @@ class Pretraining(nnx.Module):
         )
 
     @property
+    def assets(self) -> Assets:
+        """What came along in the tower's folder."""
+        return self.tower.assets
+
+    @property
     def kinds(self) -> dict[str, str]:
         """Task -> kind."""
         return {task: head.kind for task, head in self.heads.items()}
@@ -117,6 +123,10 @@ class Pretraining(nnx.Module):
         tables = [self.labels[task][name][...] for name in self.heads[task].datasets]
         starts = np.cumsum([0, *(len(table) for table in tables)], dtype=np.int32)
         return jnp.concatenate(tables), starts
+
+    def pooled(self, frames: Float[Array, "b t h w 3"]) -> Float[Array, "b t d"]:
+        """Unit features of normalised frames, comparable with texts."""
+        return unit(self.tower(frames).pooled)
 
     def texts(self, tokens: Int[Array, "b l"]) -> Float[Array, "b d"]:
         """Unit features of texts, without a gradient."""

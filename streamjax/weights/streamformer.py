@@ -20,6 +20,7 @@ from streamjax.weights.tensors import Tensor
 
 MODEL_TYPE = "timesformer"
 PREFIX = "timesformer."  # before every name when saved from the multi-task model
+TASKS = "streamjax_tasks"  # a key of config.json that weights/pretraining.py reads
 MASK = "temporal_attention.attention.mask"  # a buffer of the original that nothing reads
 # What the multi-task model holds beside the backbone.
 _BESIDE = re.compile(r"(text_encoder|task_heads)\..+|logit_(scale|bias)")
@@ -27,14 +28,15 @@ _BESIDE = re.compile(r"(text_encoder|task_heads)\..+|logit_(scale|bias)")
 
 def config_of(raw: Mapping[str, Any], source: Any) -> StreamFormerConfig:
     """The configuration in a config.json; `clip_config` is informational in the original too."""
-    return parse_config(StreamFormerConfig, raw, source=source, also=frozenset({"clip_config"}))
+    also = frozenset({"clip_config", TASKS})
+    return parse_config(StreamFormerConfig, raw, source=source, also=also)
 
 
 def blank(raw: Mapping[str, Any], source: Any) -> StreamFormer:
     """The model of a config.json with shapes in place of values, and the buffers it implies."""
     config = config_of(raw, source)
     model = nnx.eval_shape(lambda: StreamFormer(config, rngs=nnx.Rngs(0)))
-    model.assets = Assets(extras=Extras(config=dict(raw), tensors=_buffers(config)))
+    model.assets = Assets(extras=Extras(config=dict(raw), tensors=buffers(config)))
     return model
 
 
@@ -96,12 +98,12 @@ def dump(model: StreamFormer) -> tuple[dict[str, Any], dict[str, Tensor]]:
     c, extras = model.config, model.assets.extras
     raw = {"architectures": ["TimesformerMultiTaskingModelSigLIP"], "model_type": MODEL_TYPE}
     if extras is None:
-        extras = Extras(config=raw, tensors=_buffers(c))
+        extras = Extras(config=raw, tensors=buffers(c))
     tensors = table.dump(nnx.state(model, nnx.Param), rules(c), prefix=extras.prefix)
     return raw | dict(extras.config) | dataclasses.asdict(c), tensors | dict(extras.tensors)
 
 
-def _buffers(c: StreamFormerConfig) -> dict[str, np.ndarray]:
+def buffers(c: StreamFormerConfig) -> dict[str, np.ndarray]:
     """The mask buffers that the original's strict loader asks for."""
     if not c.enable_causal_temporal:
         return {}
