@@ -19,6 +19,7 @@ from streamjax.data.media import PackedFile, opened
 from streamjax.data.packed import PackedRecords, plain, read_manifest, restored, verify
 from streamjax.data.packing import pack
 from streamjax.data.pipeline import DataConfig, batches
+from streamjax.data.tasks import NAMES, open_tasks
 from streamjax.data.world_files import TASKS, write_world
 from streamjax.errors import InputError
 from tests.small_world import CONFIG
@@ -291,3 +292,25 @@ def test_masks_of_every_form_come_back_as_they_were():
     file = PackedFile("coco/1.jpg", bytes)
     back = restored(Referred, told, lambda name: PackedFile(name, bytes))
     assert back == dataclasses.replace(row, frames=(file,), where="coco/train.json: image 1")
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("name", SHOWN)
+def test_samples_are_bit_for_bit_those_of_the_files(name, train, world, packed):
+    """Frames, labels and masks of each of the six kinds, with all that is drawn at random."""
+
+    def tokens(text):
+        return np.frombuffer(text.encode().ljust(64, b"_")[:64], np.uint8).astype(np.int32)
+
+    taken = []
+    for folder in (world, packed):
+        task = open_tasks(folder, tokens=tokens, frames=4, size=32, train=train)[NAMES[name]]
+        data = batches(task.data(threads=1), batch_size=2, seed=5)
+        taken.append(([next(data) for _ in range(2)], task.labels, task.kind, data.skipped))
+        data.close()
+    (plain, *facts), (other, *again) = taken
+    assert facts == again and facts[-1] == 0
+    for one, two in zip(plain, other, strict=True):
+        assert one.keys() == two.keys() and one["frames"].std() > 0
+        for key in one:
+            np.testing.assert_array_equal(one[key], two[key], strict=True)
