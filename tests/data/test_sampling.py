@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from streamjax.data import sampling
+from streamjax.data.annotations import moments
 from tests.listed_draws import ListedDraws
 
 CASE = "streamformer/l_data_sampling_and_labels/samples.min.json"
@@ -107,3 +108,25 @@ def test_any_video_gives_rising_frames_that_it_has(total):
             found = indices(total, 16, draws)
             assert found.shape == (16,) and (np.diff(found) >= 0).all()
             assert found[0] >= 0 and found[-1] < total
+
+
+@pytest.mark.parametrize("task", ["TaskGrounding", "TaskLocalization"])
+def test_labels_of_frames(cases, task, tmp_path):
+    """Read, sampled and labelled as the original does, from the table to the label."""
+    case = cases[task]
+    path = tmp_path / "train.csv"
+    path.write_text(case["csv"])
+    if task == "TaskGrounding":
+        rows = moments.read_grounding(path, root=tmp_path)
+    else:
+        rows = moments.read_localization(path, case["label2id"], root=tmp_path)
+    for sample in case["samples"]:
+        row = rows[sample["index"]]
+        assert sample["file"].endswith(row.video.name)
+        times = np.round(np.array(sample["frame_indices"]) / sample["video"]["fps"], 2)
+        if task == "TaskGrounding":
+            found = moments.is_inside(row, times).astype(float)
+            assert times.tolist() == sample["task_input"]["timestamps"]
+        else:
+            found = moments.frame_labels(row, times)
+        assert found.tolist() == sample["task_input"]["label"]
