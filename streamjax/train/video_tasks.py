@@ -14,7 +14,6 @@ from jaxtyping import Array, Bool, Float
 from streamjax.losses import segmentation, video_text
 from streamjax.losses.video_text import similarity
 from streamjax.models.pretraining import Pretraining
-from streamjax.ops.linear import unit
 from streamjax.train.config import Metrics
 from streamjax.train.objectives import Batch, normalise
 
@@ -27,7 +26,7 @@ def recognise(model: Pretraining, batch: Batch, *, task: str) -> Paid:
     batch: frames uint8 [b t h w 3], label int [b].
     """
     classes, _ = model.classes(task)
-    logits = similarity(_clip(model, batch), classes, *_scale(model, task))
+    logits = similarity(_frames(model, batch)[:, -1], classes, *_scale(model, task))
     labels = batch["label"]
     own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
     rank = (jax.lax.stop_gradient(logits) > jax.lax.stop_gradient(own)).sum(-1)
@@ -40,7 +39,7 @@ def retrieve(model: Pretraining, batch: Batch, *, task: str) -> Paid:
 
     batch: frames uint8 [b t h w 3], text int [b 64].
     """
-    video, text = _clip(model, batch), model.texts(batch["text"])
+    video, text = _frames(model, batch)[:, -1], model.texts(batch["text"])
     losses, nearest = video_text.retrieval(video, text, *_scale(model, task))
     return _paid(losses, {"top1": _mean(nearest)})
 
@@ -117,13 +116,8 @@ OBJECTIVES = {
 }
 
 
-def _clip(model: Pretraining, batch: Batch) -> Float[Array, "b d"]:
-    """A clip's unit feature: that of its last frame, which has seen the others."""
-    return unit(model.tower(normalise(batch["frames"])).pooled[:, -1])
-
-
 def _frames(model: Pretraining, batch: Batch) -> Float[Array, "b t d"]:
-    return unit(model.tower(normalise(batch["frames"])).pooled)
+    return model.pooled(normalise(batch["frames"]))
 
 
 def _patches(model: Pretraining, batch: Batch, task: str) -> Float[Array, "b t hp wp d"]:
