@@ -9,12 +9,13 @@ is set, else all that nvidia-smi lists), or each has its one CPU device where th
 Assumes: streamjax is installed for the Python that runs this; ends with it (Linux).
 
 What the processes say comes to stderr with their number in front; the first one's results to
-stdout as they are. Signals are passed on to all of them (SIGTERM and Ctrl-C: finish the step, save).
-When one dies, the others are ended and one line tells it. Exit code: 0, or that of the first one to
-fail (128 + the signal's number where it was killed).
+stdout as they are. Signals are passed on to all of them (SIGTERM and Ctrl-C: finish the step and
+save). When one dies, the others are ended, and one line tells it. Exit code: 0, or that of the
+first one to fail (128 + the signal's number where it was killed).
 """
 
 import argparse
+import contextlib
 import ctypes
 import os
 import queue
@@ -24,10 +25,15 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
+from typing import NamedTuple
 
-# So long the others may take to end by themselves after one has failed: they mostly say the same.
+# So long the others may take to end by themselves after one has failed: most often they fail alike.
 GRACE_SECONDS = 3.0
+# A line is held for so long before it is printed: what the others say when one has died comes
+# before the news of its death, and explains nothing.
+HOLD_SECONDS = 0.3
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -43,7 +49,7 @@ def main(args: Sequence[str] | None = None) -> int:
         parser.error(f"--processes {given.processes}, wanted 1 or more")
     shares = device_shares(given.processes, given.devices)
     if shares is None:
-        parser.error(f"{_gpus()} GPUs do not divide over {given.processes} processes")
+        parser.error(f"{len(_gpus())} GPUs do not divide over {given.processes} processes")
     command = [sys.executable, "-m", "streamjax", "train", given.recipe, *given.rest]
     return Host(command, shares).run()
 
@@ -73,6 +79,15 @@ def _gpus() -> list[str]:
     return [str(i) for i, _ in enumerate(told.stdout.splitlines())]
 
 
+class Line(NamedTuple):
+    """A line that process `rank` wrote, to stdout (`results`) or to stderr."""
+
+    time: float
+    rank: int
+    results: bool
+    text: str
+
+
 class Host:
     """The processes of a run, their output and their ends."""
 
@@ -80,9 +95,11 @@ class Host:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{probe.getsockname()[1]}"
-        # One queue for lines, ends and signals, so that a death is told before what follows from it.
-        self.events: queue.Queue = queue.Queue()
+        self.lines: queue.Queue[Line | None] = queue.Queue()  # None: a process has ended
         self.processes: list[subprocess.Popen] = []
+        self.failed: int | None = None  # the first to fail
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+            signal.signal(number, lambda number, _: self._send(number))
         for rank, share in enumerate(shares):
             own = {
                 "JAX_COORDINATOR_ADDRESS": address,
@@ -102,85 +119,88 @@ class Host:
                 preexec_fn=_die_with_parent,
             )
             self.processes.append(process)
-        self.failed: int | None = None  # the first to fail
 
     def run(self) -> int:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
-            signal.signal(number, lambda number, _: self._signal(number))
-        readers = []
-        for rank, process in enumerate(self.processes):
-            for stream in (process.stdout, process.stderr):
-                readers.append(threading.Thread(target=self._read, args=(rank, stream)))
-            threading.Thread(target=self._wait, args=(rank,), daemon=True).start()
-        for reader in readers:
-            reader.daemon = True
-            reader.start()
-        running, deadline = set(range(len(self.processes))), None
-        while running:
-            try:
-                rank, stream, line = self.events.get(timeout=0.2)
-            except queue.Empty:
-                rank, stream, line = None, None, ""
-            # A line may follow from a death that is not in the queue yet.
-            if self.failed is None:
-                self.failed = next(
-                    (r for r in sorted(running) if (self.processes[r].poll() or 0) != 0), None
-                )
-                if self.failed is not None:
-                    deadline = time.monotonic() + self._grace()
-            if rank is not None and stream is None:
-                running.discard(rank)
-            elif rank is not None and self.failed in (None, rank):
-                self._print(rank, stream, line)
-            if deadline is not None and time.monotonic() > deadline:
+        """Waits for all of them and returns the exit code."""
+        readers = [
+            threading.Thread(target=self._read, args=(rank, results), daemon=True)
+            for rank in range(len(self.processes))
+            for results in (True, False)
+        ]
+        for thread in readers:
+            thread.start()
+        for process in self.processes:
+            threading.Thread(target=self._wait, args=(process,), daemon=True).start()
+        held: deque[Line] = deque()
+        end = None  # when patience with the others ends
+        while any(process.poll() is None for process in self.processes):
+            with contextlib.suppress(queue.Empty):
+                line = self.lines.get(timeout=HOLD_SECONDS / 3)
+                held.extend([line] if line else [])
+            if self.failed is None and self._any_failed():
+                end = time.monotonic() + (0 if self._killed() else GRACE_SECONDS)
+            while self.failed is None and held and held[0].time < time.monotonic() - HOLD_SECONDS:
+                _print(held.popleft())
+            if end is not None and time.monotonic() >= end:
                 self._send(signal.SIGKILL)
-                deadline = None
-        for reader in readers:
-            reader.join(timeout=1)
-        while not self.events.empty():
-            rank, stream, line = self.events.get()
-            if stream is not None and self.failed in (None, rank):
-                self._print(rank, stream, line)
+                end = None
+        for thread in readers:
+            thread.join(timeout=1)  # a grandchild may hold the pipe
+        self._any_failed()
+        while not self.lines.empty():
+            line = self.lines.get()
+            held.extend([line] if line else [])
+        for line in held:
+            # Who ended with the same code has its own to say; the others speak of the first's end.
+            alike = not self._killed() and self._ended(line.rank) == self._ended(self.failed or 0)
+            if line.rank == self.failed or self.failed is None or alike:
+                _print(line)
         return self._code()
 
-    def _grace(self) -> float:
-        """None for the others of one that was killed: they can only wait, or fail after it."""
-        return 0.0 if self.processes[self.failed].returncode < 0 else GRACE_SECONDS
+    def _any_failed(self) -> bool:
+        if self.failed is None:
+            ranks = range(len(self.processes))
+            self.failed = next((rank for rank in ranks if self._ended(rank)), None)
+        return self.failed is not None
+
+    def _ended(self, rank: int) -> int | None:
+        return self.processes[rank].poll()
+
+    def _killed(self) -> bool:
+        return self.failed is not None and (self._ended(self.failed) or 0) < 0
 
     def _code(self) -> int:
         if self.failed is None:
             return 0
-        code = self.processes[self.failed].returncode
-        if code < 0:
-            name = signal.Signals(-code).name
+        code = self._ended(self.failed) or 0
+        if self._killed():
             _say(
-                f"process {self.failed} was killed by {name}, the others were ended: the same "
-                f"command goes on from the newest checkpoint"
+                f"process {self.failed} was killed by {signal.Signals(-code).name}, the others "
+                f"were ended: the same command goes on from the newest checkpoint"
             )
         return 128 - code if code < 0 else code
 
-    def _read(self, rank: int, stream) -> None:
-        for line in stream:
-            self.events.put((rank, stream, line))
+    def _read(self, rank: int, results: bool) -> None:
+        process = self.processes[rank]
+        for text in process.stdout if results else process.stderr:
+            self.lines.put(Line(time.monotonic(), rank, results, text))
 
-    def _wait(self, rank: int) -> None:
-        self.processes[rank].wait()
-        self.events.put((rank, None, ""))
-
-    def _print(self, rank: int, stream, line: str) -> None:
-        if line.startswith("[Gloo] Rank "):  # what gloo says on stdout when it is connected
-            return
-        if rank == 0 and stream is self.processes[0].stdout:
-            print(line, end="", flush=True)
-        else:
-            print(f"[{rank}] {line}", end="", file=sys.stderr, flush=True)
-
-    def _signal(self, number: int) -> None:
-        self._send(number)
+    def _wait(self, process: subprocess.Popen) -> None:
+        process.wait()
+        self.lines.put(None)
 
     def _send(self, number: int) -> None:
         for process in self.processes:
             process.send_signal(number)  # does nothing to one that has ended
+
+
+def _print(line: Line) -> None:
+    if line.text.startswith("[Gloo] Rank "):  # what gloo says on stdout when it is connected
+        return
+    if line.rank == 0 and line.results:
+        print(line.text, end="", flush=True)
+    else:
+        print(f"[{line.rank}] {line.text}", end="", file=sys.stderr, flush=True)
 
 
 def _die_with_parent() -> None:

@@ -1,6 +1,7 @@
 """One run on many processes: how they find each other, stop at the same step, and end together."""
 
 import os
+import socket
 import sys
 import threading
 import time
@@ -222,6 +223,8 @@ def _start(group: Group, wait: float) -> None:
     timer = threading.Timer(wait, late)
     timer.daemon = True
     timer.start()
+    if group.options.get("process_id") == 0:
+        _port_is_free(group.where)
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
     try:
         jax.distributed.initialize(
@@ -231,6 +234,17 @@ def _start(group: Group, wait: float) -> None:
         )
     finally:
         timer.cancel()
+
+
+def _port_is_free(address: str) -> None:
+    """Raises InputError where jax's coordinator would crash for want of its port."""
+    port = address.rpartition(":")[2]
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", int(port)))
+        except (OSError, ValueError, OverflowError) as error:
+            raise InputError(f"{address}: cannot wait there for the others ({error})") from None
 
 
 def _end(error: BaseException, group: Group) -> None:
