@@ -5,20 +5,25 @@ network, and without JavaScript every second can still be read. Whatever comes f
 names, questions) is escaped here; the script only moves what stands on the page already.
 """
 
-import base64
-import hashlib
-import io
 import statistics
 from collections.abc import Mapping, Sequence
 from html import escape
-from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
-from PIL import Image
 
+from streamjax.stream.page import (
+    NARROWEST,
+    REEL,
+    WIDTH,
+    document,
+    reel,
+    size_of,
+    source,
+    style_of,
+    ticks,
+)
 from streamjax.stream.trace import (
     STATE_NAMES,
     Question,
@@ -32,24 +37,9 @@ from streamjax.stream.trace import (
     write_whole,
 )
 
-_LONG_SIDE = 480  # pixels of an embedded picture; larger frames are shrunk to it
-_LOSSLESS = 128 * 128  # up to this many pixels a picture is kept exactly, as PNG
-
 # The timeline, in pixels.
-_WIDTH = 954  # least width; many turns make it wider, and the page scrolls it
-_NARROWEST = 7.0  # least width of a turn
-_REEL, _CHIP, _LANE, _GAP = 58, 26, 46, 12  # heights: pictures, a row of words, a lane, between
+_CHIP, _LANE, _GAP = 26, 46, 12  # heights: a row of words, a lane, between
 _LETTER = 6.8  # mean width of a letter of the words in the timeline
-
-
-def picture(frame: UInt8[np.ndarray, "h w 3"]) -> bytes:
-    """A frame as the report keeps it: JPEG of at most 480 pixels a side, or PNG when it is tiny.
-
-    frame: RGB [h w 3]. A stream that lasts keeps these instead of its frames.
-    """
-    image = Image.fromarray(frame)
-    image.thumbnail((_LONG_SIDE, _LONG_SIDE))
-    return _encode(image, lossless=image.width * image.height <= _LOSSLESS)
 
 
 def write_report(
@@ -71,18 +61,11 @@ def write_report(
         raise ValueError(
             f"a report needs one picture a turn: found {len(turns)} turns, {len(pictures)} pictures"
         )
-    script = _part("report.js")
-    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = (
-        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
-        f"script-src 'sha256-{allowed}'"
-    )
     first = next((i for i, turn in enumerate(turns) if is_answer(turn)), 0)
     asked = questions_by_turn(turns, questions)
     captions, standing = _captions(turns), _standing(turns, asked)
-    sources = [_source(p) for p in pictures]
-    width, height = Image.open(io.BytesIO(pictures[0])).size
-    tiny = "tiny" if width * height <= _LOSSLESS else ""
+    sources = [source(p) for p in pictures]
+    (width, height), tiny = size_of(pictures[0]), style_of(pictures[0])
     verdicts = [_verdict(turn, asked.get(turn.index, ())) for turn in turns]
     cards = "".join(
         f'<li id="t{i}" class="sheet {_name(turn)}" data-time="{float(turn.time)}" '
@@ -91,26 +74,7 @@ def write_report(
         f'<div class="verdict">{verdicts[i]}</div></li>\n'
         for i, turn in enumerate(turns)
     )
-    page = f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<title>{escape(title)}, streamed</title>
-<style>{_part("report.css")}</style>
-</head>
-<body>
-<input type="checkbox" id="theme" class="unseen" aria-label="Turn light and dark around">
-<div class="page">
-<header>
-<div class="brand"><span><b>streamjax</b> stream report</span><label for="theme">Theme</label></div>
-<h1>{escape(title)}</h1>
-<p class="about">{"".join(f"<span>{escape(fact)}</span>" for fact in about)}</p>
-{_facts(turns)}
-</header>
-<main>
-<section class="sheet stage" aria-label="One second of the stream">
+    body = f"""<section class="sheet stage" aria-label="One second of the stream">
 <figure class="screen" data-first="{first}">
 <img class="{tiny}" src="{sources[first]}" alt="The frame at {clock(float(turns[first].time))}">
 <figcaption class="caption"><span>{escape(captions[first])}</span></figcaption>
@@ -123,7 +87,7 @@ def write_report(
 </div>
 </section>
 <section class="sheet timeline" aria-label="Timeline">
-{_timeline(turns, pictures, questions, first, tiny)}
+{_timeline(turns, pictures, questions, first)}
 <p class="hint">Height is probability, in the last lane latency; the full colour is what was chosen.
 Point at a second to see it, click to stay there.</p>
 </section>
@@ -132,30 +96,26 @@ Point at a second to see it, click to stay there.</p>
 <h2>Every second</h2>
 <ol style="--shape:{width}/{height}">
 {cards}</ol>
-</section>
-</main>
-<footer>Made by streamjax. This page needs no network.</footer>
-</div>
-<script>{script}</script>
-</body>
-</html>
-"""
+</section>"""
+    page = document(
+        title=title, kind="stream report", about=about, facts=_facts(turns), body=body,
+        styles=["report.css"], script="report.js",
+    )  # fmt: skip
     write_whole(path, page)
 
 
-def _facts(turns: Sequence[TracedTurn]) -> str:
+def _facts(turns: Sequence[TracedTurn]) -> list[tuple[str, str]]:
     """The numbers at the head: what was said, and how fast."""
     counts = [sum(turn.state.strip("</>") == name for turn in turns) for name in STATE_NAMES]
-    facts = [(name, f"{n}") for name, n in zip(STATE_NAMES[::-1], counts[::-1], strict=True)]
-    facts.insert(0, ("Turns", f"{len(turns)}"))
+    facts = [("Turns", f"{len(turns)}")]
+    facts += [(name, f"{n}") for name, n in zip(STATE_NAMES[::-1], counts[::-1], strict=True)]
     taken = statistics.median(seconds_taken(turn) for turn in turns)
     if taken > 0:
         facts.append(("Median per turn", f"{_milliseconds(taken)}<small>ms</small>"))
         gaps = [b.time - a.time for a, b in pairwise(turns) if b.time > a.time]
         if gaps:
             facts.append(("Faster than the video", f"{statistics.median(gaps) / taken:,.1f}×"))
-    items = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts)
-    return f'<dl class="facts">{items}</dl>'
+    return facts
 
 
 def _verdict(turn: TracedTurn, asked: Sequence[str]) -> str:
@@ -204,13 +164,12 @@ def _timeline(
     pictures: Sequence[bytes],
     questions: Sequence[Question],
     first: int,
-    tiny: str,
 ) -> str:
     """The lanes: pictures, words, the three probabilities, the latency; one column a turn."""
-    step = max(_NARROWEST, _WIDTH / len(turns))
+    step = max(NARROWEST, WIDTH / len(turns))
     width = step * len(turns)
     chips, rows = _place_words(turns, questions, step, width)
-    words_top = _REEL + 8
+    words_top = REEL + 8
     top = words_top + rows * _CHIP + (_GAP if rows else 4)
     bottom = top + 3 * (_LANE + _GAP) + _LANE * 2 // 3
 
@@ -266,8 +225,8 @@ def _timeline(
         f'<div class="lanes"><div class="names">{labels}</div><div class="reel" tabindex="0">'
         f'<svg width="{width:.0f}" height="{total}" data-step="{step}" role="img" '
         f'aria-label="Probabilities of the three states over time">'
-        f"{_reel(pictures, step, width, tiny)}{''.join(stems)}{''.join(bars)}"
-        f"{_ticks(turns, step, bottom + 17)}{columns}{''.join(words)}"
+        f"{reel(pictures, step, width)}{''.join(stems)}{''.join(bars)}"
+        f"{ticks([float(turn.time) for turn in turns], step, bottom + 17)}{columns}{''.join(words)}"
         f'<rect class="cursor" x="{first * step:.1f}" y="0" width="{step:.1f}" height="{bottom}"/>'
         f"</svg></div></div>"
     )
@@ -282,35 +241,6 @@ def _bars(kind: str, heights, shown, step: float, base: int) -> str:
         if show and h >= 0.05
     )
     return f'<path class="{kind}" d="{path}"/>' if path else ""
-
-
-def _reel(pictures: Sequence[bytes], step: float, width: float, tiny: str) -> str:
-    """Small pictures along the time axis, as many as fit side by side."""
-    image = Image.open(io.BytesIO(pictures[0]))
-    wide = min(max(image.width / image.height, 0.5), 2.4) * _REEL
-    count = max(int(width // (wide + 2)), 1)
-    room = width / count
-    shown = []
-    for place in range(count):
-        i = min(int((place + 0.5) * room / step), len(pictures) - 1)
-        image = Image.open(io.BytesIO(pictures[i])).convert("RGB")
-        image.thumbnail((2 * _REEL * 3, 2 * _REEL))
-        source = _source(_encode(image, lossless=bool(tiny)))
-        shown.append(
-            f'<image class="{tiny}" href="{source}" x="{place * room:.1f}" y="0" '
-            f'width="{room - 2:.1f}" height="{_REEL}" preserveAspectRatio="xMidYMid slice"/>'
-        )
-    return "".join(shown)
-
-
-def _ticks(turns: Sequence[TracedTurn], step: float, y: int) -> str:
-    every = next((n for n in (1, 2, 5, 10, 15, 30, 60, 120, 300) if n * step >= 44), 600)
-    return "".join(
-        f'<text class="tick" x="{max((i + 0.5) * step, 13.0):.1f}" y="{y}">'
-        f"{clock(float(turn.time))}</text>"
-        for i, turn in enumerate(turns)
-        if i % every == 0
-    )
 
 
 def _place_words(
@@ -367,21 +297,3 @@ def _name(turn: TracedTurn) -> str:
 
 def _milliseconds(seconds: float) -> str:
     return f"{1000 * seconds:.1f}" if seconds < 0.01 else f"{1000 * seconds:,.0f}"
-
-
-def _encode(image: Image.Image, *, lossless: bool) -> bytes:
-    out = io.BytesIO()
-    if lossless:
-        image.save(out, "PNG", optimize=True)
-    else:
-        image.save(out, "JPEG", quality=82, optimize=True)
-    return out.getvalue()
-
-
-def _source(encoded: bytes) -> str:
-    kind = "png" if encoded.startswith(b"\x89PNG") else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(encoded).decode()}"
-
-
-def _part(name: str) -> str:
-    return files("streamjax.stream").joinpath(name).read_text(encoding="utf-8")

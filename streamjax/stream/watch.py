@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from streamjax.stream import report, trace
+from streamjax.stream import page, report, trace
 
 HEADER = f"{'time':>8}  {'state':<8}  silence standby response  {'latency':>9}  text"
 
@@ -42,7 +42,7 @@ def watch(
     try:
         for frame in frames:
             turn = stream.push(frame)
-            seen.pictures.append(report.picture(frame))
+            seen.pictures.append(page.picture(frame))
             seen.turns.append(turn)
             show(turn)
     except KeyboardInterrupt:
@@ -72,11 +72,11 @@ def write_files(
     """
     if not seen.turns:
         return []
-    subtitles, lines, page = (
+    subtitles, lines, shown = (
         stem.with_name(stem.name + end) for end in (".vtt", ".jsonl", ".report.html")
     )
     trace.write_subtitles(subtitles, seen.turns)
     if not traced:
         trace.write_trace(lines, trace.header_of(seen.stream), seen.turns)
-    report.write_report(page, seen.turns, seen.pictures, seen.questions, title=title, about=about)
-    return [subtitles, page] if traced else [subtitles, lines, page]
+    report.write_report(shown, seen.turns, seen.pictures, seen.questions, title=title, about=about)
+    return [subtitles, shown] if traced else [subtitles, lines, shown]

@@ -83,6 +83,18 @@ def load(
     return fill(model, tensors, source=safetensors.source_of(folder), dtype=dtype, mesh=mesh)
 
 
+def whole_of(tower: StreamFormer) -> Pretraining:
+    """The whole model that a StreamFormer is the backbone of, from what its folder held beside it.
+
+    Raises InputError when that folder named no tasks, and as `load` does.
+    """
+    raw, tensors = streamformer.dump(tower)
+    source = "the model's folder"
+    model = fill(blank(raw, source), tensors, source=source)
+    model.tower.assets = tower.assets
+    return model
+
+
 def fill(
     model: Pretraining,
     tensors: Mapping[str, Tensor],

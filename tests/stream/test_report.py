@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from streamjax.stream import report
+from streamjax.stream.page import picture
 from tests.stream.test_trace import Said, answer
 
 HOSTILE = "\"'><img src=x onerror=alert(1)></style></script><script>alert(2)</script>&amp;"
@@ -46,7 +47,7 @@ def made(tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
     frames = np.random.default_rng(0).integers(0, 255, (4, 300, 500, 3), dtype=np.uint8)
     turns = [Said(0, 0.0), Said(1, 1.0, "</Standby>"), answer(2, HOSTILE), Said(3, 3.0)]
-    pictures = [report.picture(frame) for frame in frames]
+    pictures = [picture(frame) for frame in frames]
     questions = [(0.0, HOSTILE), (3.0, "And then?")]
     report.write_report(path, turns, pictures, questions, title=HOSTILE, about=[HOSTILE, "model"])
     return path.read_text()
@@ -82,17 +83,17 @@ def test_every_second_is_on_the_page_without_the_script(made):
 
 
 def test_pictures_are_small_and_tiny_ones_exact(rng):
-    large = Image.open(io.BytesIO(report.picture(np.zeros((1080, 1920, 3), np.uint8))))
+    large = Image.open(io.BytesIO(picture(np.zeros((1080, 1920, 3), np.uint8))))
     assert (large.format, large.size) == ("JPEG", (480, 270))
     tiny = rng.integers(0, 255, (64, 48, 3), dtype=np.uint8)
-    kept = Image.open(io.BytesIO(report.picture(tiny)))
+    kept = Image.open(io.BytesIO(picture(tiny)))
     assert kept.format == "PNG" and np.array_equal(np.asarray(kept), tiny)
     for size in ((1, 1), (3, 5000), (5000, 3)):  # odd, but pictures
-        Image.open(io.BytesIO(report.picture(np.zeros((*size, 3), np.uint8)))).load()
+        Image.open(io.BytesIO(picture(np.zeros((*size, 3), np.uint8)))).load()
 
 
 def test_one_turn_of_one_pixel_and_many_turns(tmp_path):
-    dot = report.picture(np.zeros((1, 1, 3), np.uint8))
+    dot = picture(np.zeros((1, 1, 3), np.uint8))
     report.write_report(tmp_path / "one.html", [Said(0, 0.0)], [dot], title="one")
     many = [Said(i, float(i)) if i % 60 else answer(i, f"Minute {i // 60}") for i in range(900)]
     report.write_report(tmp_path / "many.html", many, [dot] * 900, title="many")

@@ -94,6 +94,9 @@ def test_a_folder_for_the_original_and_back(model, tmp_path):
     again = arrays(safetensors.read_folder(tmp_path / "again")[0])
     assert set(again) == set(found) and all((again[n] == found[n]).all() for n in found)
     # And the whole, from either folder.
+    equal(pretraining.whole_of(tower), model)
+    with pytest.raises(InputError, match="streamjax_tasks is missing"):
+        pretraining.whole_of(model.tower)
     for name in ("saved", "again"):
         raw = read_config(tmp_path / name / "config.json")
         whole = pretraining.load(tmp_path / name, raw)
