@@ -32,6 +32,8 @@ from streamjax.sharding import constrain
 
 LORA_RANK = 32  # fixed by the architecture: no config key carries it
 TimeRule = Literal["stretch", "hold"]
+# Queries, keys and values of frames.
+Heads = tuple[Float[Array, "b t p n h"], Float[Array, "b t p n h"], Float[Array, "b t p n h"]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,9 +154,11 @@ class Attention(nnx.Module):
         self.qkv = Projection(d, 3 * d, ("embed", "heads"), bias=c.qkv_bias, **kinds)
         self.out = Projection(d, d, ("heads", "embed"), **kinds)
 
-    def heads(self, x: Float[Array, "b t p d"]) -> Float[Array, "3 b t p n h"]:
-        qkv = self.qkv(x).reshape(*x.shape[:-1], 3, self.num_heads, -1)
-        return jnp.moveaxis(qkv, -3, 0)
+    def heads(self, x: Float[Array, "b t p d"]) -> Heads:
+        # A split's gradient is one concatenation; that of three slices is a sum of padded arrays.
+        q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
+        shape = *x.shape[:-1], self.num_heads, -1
+        return q.reshape(shape), k.reshape(shape), v.reshape(shape)
 
 
 class Mlp(nnx.Module):
@@ -187,7 +191,7 @@ class Block(nnx.Module):
         self.mlp_norm = LayerNorm(d, eps=eps, rngs=rngs)
         self.mlp = Mlp(c, rngs=rngs)
 
-    def project(self, x: Float[Array, "b t p d"]) -> Float[Array, "3 b t p n h"]:
+    def project(self, x: Float[Array, "b t p d"]) -> Heads:
         return self.temporal.heads(self.temporal_norm(x))
 
     def finish(
@@ -203,7 +207,7 @@ class Block(nnx.Module):
         if self.temporal_dense is not None:
             u = self.temporal_dense(u) * jnp.tanh(self.gate[...]).astype(x.dtype)
         x = x + u
-        q, k, v = self.attn.heads(self.attn_norm(x)).swapaxes(-2, -3)
+        q, k, v = (a.swapaxes(-2, -3) for a in self.attn.heads(self.attn_norm(x)))
         u, probabilities = attend(q, k, v, None)
         x = x + self.attn.out(u.swapaxes(-2, -3).reshape(x.shape))
         x = x + self.mlp(self.mlp_norm(x))
@@ -296,7 +300,7 @@ class StreamFormer(nnx.Module):
 
         def body(x, inputs):
             (layer,) = inputs
-            q, k, v = layer.project(x).transpose(0, 1, 3, 4, 2, 5)
+            q, k, v = (a.transpose(0, 2, 3, 1, 4) for a in layer.project(x))
             y, probabilities = layer.finish(x, q, k, v, visible)
             return y, (y, probabilities) if return_intermediates else None
 
