@@ -3,8 +3,8 @@
 import importlib
 
 _ROOMS = (
-    "annotations", "chat", "dialogue", "packed", "packing", "pipeline", "processors", "tokenizer",
-    "video", "world", "world_dialogues", "world_files",
+    "annotations", "chat", "dialogue", "packed", "packing", "pipeline", "processors", "tasks",
+    "tokenizer", "video", "world", "world_dialogues", "world_files",
 )  # fmt: skip
 
 

@@ -28,6 +28,22 @@ def test_golden_polygons(golden):
         assert rle.encode(mask)["counts"] == case["counts"]
 
 
+def test_golden_filled_polygons(golden):
+    """OpenCV's rule, corners outside of the picture included."""
+    for case in json.loads((golden / "rle" / "filled.json").read_text()):
+        mask = rle.filled(case["polygons"], *case["size"])
+        assert rle.encode(mask)["counts"] == case["counts"]
+
+
+def test_filled_polygons_are_united():
+    mask = rle.filled([[0, 0, 2, 0, 2, 2, 0, 2], [5, 5, 7, 5, 7.9, 7, 5, 7]], 10, 12)
+    wanted = np.zeros((10, 12), bool)
+    wanted[:3, :3] = wanted[5:8, 5:8] = True
+    np.testing.assert_array_equal(mask, wanted)
+    with pytest.raises(InputError, match="3 corners"):
+        rle.filled([[1, 2, 3, 4]], 5, 4)
+
+
 def test_round_trip(rng):
     for _ in range(100):
         height, width = (int(n) for n in rng.integers(1, 50, 2))

@@ -334,7 +334,9 @@ def test_referred_objects_of_run_lengths(write, tmp_path):
     assert "11.json: wanted a list of 2 masks" in told(lambda: masks.referred_masks(row, [0]))
     write("10.json", [None, None])
     write("11.json", [None, None])
-    assert "line 2: the object has no mask in any frame" in told(lambda: masks.referred_masks(row, [0]))
+    assert "line 2: the object has no mask in any frame" in told(
+        lambda: masks.referred_masks(row, [0])
+    )
 
 
 def test_referred_objects_of_palette_pictures(write, tmp_path):
