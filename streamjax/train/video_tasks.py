@@ -1,10 +1,11 @@
 """The six tasks of StreamFormer's pre-training as objectives: (sum of losses, rows, metrics).
 
-Each is given the `task` that it serves, which says whose head and label tables it reads; bind it
-with functools.partial. All weigh alike: the loss of a mini-batch is the mean over its rows.
-Metrics judge by the sign of a logit (frames) or the highest one. specs/streamformer.md section 5.
+Each is given the `task` that it serves, which says whose head and label tables it reads. All weigh
+alike: the loss of a mini-batch is the mean over its rows. Metrics judge a frame by the sign of its
+logit, a clip or pixel by the highest one. specs/streamformer.md section 5.
 """
 
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -14,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 from streamjax.losses import segmentation, video_text
 from streamjax.losses.video_text import similarity
 from streamjax.models.pretraining import Pretraining
-from streamjax.train.config import Metrics
+from streamjax.train.config import Metrics, Objective
 from streamjax.train.objectives import Batch, normalise
 
 Paid = tuple[Float[Array, ""], Float[Array, ""], Metrics]
@@ -114,6 +115,11 @@ OBJECTIVES = {
     "segmentation": segment,
     "referring": refer,
 }
+
+
+def objectives(kinds: Mapping[str, str]) -> dict[str, Objective]:
+    """Task -> its objective, for tasks of these kinds (`TrainConfig.objective`)."""
+    return {task: functools.partial(OBJECTIVES[kind], task=task) for task, kind in kinds.items()}
 
 
 def _frames(model: Pretraining, batch: Batch) -> Float[Array, "b t d"]:
