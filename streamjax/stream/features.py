@@ -60,6 +60,12 @@ class FeatureStream:
         index, self._index = self._index, self._index + 1
         return Features(tokens, pooled, index, latency)
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of the patches of its frames, after the first one."""
+        rows, columns = self._frames._grid[1:]
+        return rows, columns
+
 
 class FrameReader:
     """Turns what a camera or a caller gives into a tower's input, all of one size."""

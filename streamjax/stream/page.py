@@ -19,6 +19,7 @@ from streamjax.stream.trace import clock
 
 _LONG_SIDE = 480  # pixels of an embedded picture; larger frames are shrunk to it
 _LOSSLESS = 128 * 128  # up to this many pixels a picture is kept exactly, as PNG
+_PNG = b"\x89PNG"  # how such a file begins
 REEL = 58  # height of the pictures along a time axis, in pixels
 WIDTH = 954  # least width of a time axis; many turns make it wider, and the page scrolls it
 NARROWEST = 7.0  # least width of a turn on it
@@ -84,6 +85,15 @@ def picture(frame: UInt8[np.ndarray, "h w 3"], *, side: int = _LONG_SIDE) -> byt
     return encoded(image, lossless=image.width * image.height <= _LOSSLESS)
 
 
+def smaller(picture: bytes, side: int) -> bytes:
+    """A picture of at most `side` pixels a side; as it is where it is no larger."""
+    image = Image.open(io.BytesIO(picture))
+    if max(image.size) <= side:
+        return picture
+    image.thumbnail((side, side))
+    return encoded(image, lossless=picture.startswith(_PNG))
+
+
 def size_of(picture: bytes) -> tuple[int, int]:
     """(width, height) of a picture."""
     return Image.open(io.BytesIO(picture)).size
@@ -107,7 +117,7 @@ def encoded(image: Image.Image, *, lossless: bool) -> bytes:
 
 def source(picture: bytes) -> str:
     """A picture as the address that holds it."""
-    kind = "png" if picture.startswith(b"\x89PNG") else "jpeg"
+    kind = "png" if picture.startswith(_PNG) else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
 
 

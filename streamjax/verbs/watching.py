@@ -5,8 +5,9 @@ import json
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -185,19 +186,30 @@ def encode(
     model: Place[str],
     video: Place[str],
     /,
+    text: Many[tuple[str, ...]] = (),
+    html: bool = False,
+    text_model: Path | None = None,
     fps: float = 1.0,
     seconds: float | None = None,
     tower_window: int | None = None,
     out: Path | None = None,
 ):
     """Streams a video through a StreamFormer and writes its features: `pooled` [frames, width],
-    `tokens` [frames, patches, width] (float32) and `times` in seconds, as one .npz file.
+    `tokens` [frames, patches, width] (float32) and `times` in seconds, as one .npz file. With texts
+    also how similar frames and patches are to them: `similarity` [frames, texts], `maps` [frames,
+    rows, columns, texts]; and with --html a page that shows both.
 
     Example: streamjax encode path/to/streamformer clip.mp4 --out features.npz
+
+    Example: streamjax encode MODEL clip.mp4 --text "a red circle" --text "it stops" --html
 
     Args:
         model: A StreamFormer's folder or run; of an assistant its tower is taken.
         video: A file, a camera's index, or an http(s), rtsp or hls url.
+        text: Words to look for; may be given several times.
+        html: Write a page beside the .npz file: similarity over time and over the picture.
+        text_model: A SigLIP folder whose text tower and tokenizer read the words; without it those
+            in the model's folder.
         fps: Frames looked at per second of video.
         seconds: Stop after so much of the video.
         tower_window: Frames that the temporal attention sees; without it the model's own default.
@@ -206,21 +218,33 @@ def encode(
     import numpy as np
 
     import streamjax as sj
+    from streamjax.stream import similarity
 
+    if html and not text:
+        raise InputError('--html shows similarity to texts, found none: wanted --text "..."')
+    if len(text) > similarity.MOST:
+        raise InputError(f"found {len(text)} --text, wanted at most {similarity.MOST}")
     limit = frames_in(seconds, fps)
     frames = sj.video(video, fps=fps, max_frames=limit)
     loaded = sj.load(model)
     watcher = sj.Stream(getattr(loaded, "tower", loaded), tower_window=tower_window)
+    compared = _beside(loaded, model, text, text_model) if text else None
     features = []
     with counting("frames", limit) as counted:
         for frame in frames:
             features.append(watcher.push(frame))
+            if compared is not None:
+                time = features[-1].index / fps
+                compared.add(frame, features[-1], time=time, grid=watcher.grid)
             counted(len(features), limit)
     arrays = {
         "pooled": np.stack([np.asarray(f.pooled, np.float32) for f in features]),
         "tokens": np.stack([np.asarray(f.tokens, np.float32) for f in features]),
         "times": np.asarray([f.index / fps for f in features]),
     }
+    if compared is not None:
+        arrays |= {"texts": np.asarray(text), "similarity": np.stack(compared.frames)}
+        arrays |= {"maps": np.stack(compared.maps)}
     path = out or stem_of(video, None).with_suffix(".npz")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.npz")
@@ -231,6 +255,53 @@ def encode(
         partial.unlink(missing_ok=True)
     shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
     print(f"{path}: {shapes}")
+    if compared is not None and html:
+        facts = [model, "1 frame a second" if fps == 1 else f"{fps:g} frames a second"]
+        page = path.with_suffix(".html")
+        similarity.write_page(page, compared, title=title_of(video), about=facts)
+        print(f"wrote {page}", file=sys.stderr)
+
+
+def _beside(loaded: Any, model: str, texts: Sequence[str], text_model: Path | None):
+    """What compares a StreamFormer's frames with texts: their features, and the way to patches."""
+    import jax
+    import numpy as np
+
+    from streamjax.data.captions import CaptionTokenizer
+    from streamjax.models.pretraining import DensePath, Pretraining
+    from streamjax.ops.linear import unit
+    from streamjax.stream.similarity import Comparison
+    from streamjax.weights import pretraining, siglip_text, streamformer
+
+    tower = getattr(loaded, "tower", loaded)
+    extras = tower.assets.extras
+    whole = loaded if isinstance(loaded, Pretraining) else None
+    if whole is None and extras is not None and streamformer.TASKS in extras.config:
+        whole = pretraining.whole_of(tower)
+    if text_model is not None:
+        side = siglip_text.read_text(text_model)
+    elif whole is not None:
+        numbers = (float(a[...]) for a in (whole.logit_scale, whole.logit_bias))
+        side = siglip_text.TextSide(whole.text, *numbers)
+    elif extras is None or siglip_text.prefix_of(extras.tensors) is None:
+        raise InputError(f"{model}: no text tower beside it; wanted --text-model SIGLIP_FOLDER")
+    else:
+        side = siglip_text.text_of(tower)
+    words = side.text.config
+    if words.width != tower.config.hidden_size:
+        raise InputError(
+            f"{text_model or model}: texts have {words.width} features, wanted the tower's "
+            f"{tower.config.hidden_size}: take the SigLIP that it came from"
+        )
+    home = text_model or loaded.assets.tokenizer
+    if home is None:
+        raise InputError(f"{model}: no tokenizer of captions; wanted --text-model SIGLIP_FOLDER")
+    read = CaptionTokenizer(home, length=words.max_position_embeddings)
+    rows = np.stack([read(text) for text in texts])
+    features = jax.jit(lambda text, rows: unit(text(rows)))(side.text, rows)
+    paths = [] if whole is None else [head.dense for head in whole.heads.values() if head.dense]
+    dense = paths[0] if paths else DensePath(tower.head)
+    return Comparison(texts, features, dense, side.logit_scale, side.logit_bias)
 
 
 def _read_trace(path: Path):
