@@ -3,7 +3,9 @@
 Every sample has "frames", uint8 [t h w 3] of `frames` frames, h = w = `size`, not normalised, and
 what its class says. With `train` false the frames are those of evaluation, seen without chance:
 the short side at `size` and its central square (retrieval: squashed). With `augment` false training
-draws frames and nothing else, which is for data whose directions and colours mean something.
+draws frames and nothing else, which is for data whose directions and colours mean something. With
+`keep` all that is decoded stays in memory, which is for small data that is seen many times (files
+on disk: packed ones are read each time).
 
 Each raises InputError, one line with the reason, for a record that gives no sample: a missing or
 unreadable file, a label or a text that is empty, spans outside of the video, masks of another size
@@ -11,9 +13,11 @@ than their frames, an object without any mask, and a row that its reader could n
 Frames: `data/sampling.py`; pixels: `data/augment.py`; source: specs/streamformer.md 6.
 """
 
+import functools
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -27,6 +31,7 @@ from streamjax.data.annotations.masks import (
     Instances,
     Referred,
     class_map,
+    read_picture,
     read_pictures,
     referred_masks,
 )
@@ -40,12 +45,13 @@ from streamjax.data.annotations.moments import (
 from streamjax.data.annotations.videos import Action, Captioned
 from streamjax.data.media import told_name
 from streamjax.data.randaugment import rand_augment
-from streamjax.data.video import Clip, open_clip
+from streamjax.data.video import Clip, KeptClip, open_clip
 from streamjax.errors import InputError
 
 Rng = np.random.Generator
 Sample = dict[str, np.ndarray]
 Tokens = Callable[[str], np.ndarray]
+Maps = Callable[[Any], np.ndarray]
 Kind = TypeVar("Kind")
 
 COCO = "COCOPseudoVIS"  # the data set whose pictures become videos
@@ -66,6 +72,7 @@ class Recognition:
     size: int = 224
     train: bool = True
     augment: bool = True
+    keep: bool = False
     spread: Literal["segments", "stretches"] = "segments"
     mirror_sides: bool = True
 
@@ -73,7 +80,7 @@ class Recognition:
         action = _usable(record, Action)
         _told_text(action.label, told_name(action.video), "label")
         indices = {"segments": sampling.segment_indices, "stretches": sampling.stretch_indices}
-        with open_clip(action.video) as clip:
+        with open_clip(action.video, keep=self.keep) as clip:
             picked = indices[self.spread](clip.frames, self.frames, rng if self.train else None)
             frames = clip.read(picked)
         if self.train and self.augment:
@@ -97,13 +104,14 @@ class Retrieval:
     size: int = 224
     train: bool = True
     augment: bool = True
+    keep: bool = False
     mirror_sides: bool = True
 
     def __call__(self, record: Any, rng: Rng) -> Sample:
         video = _usable(record, Captioned)
         place = int(rng.integers(0, len(video.captions))) if self.train else 0
         text = _told_text(video.captions[place], told_name(video.video), "caption")
-        with open_clip(video.video) as clip:
+        with open_clip(video.video, keep=self.keep) as clip:
             total = clip.frames
             if video.seconds is not None:
                 total = max(1, min(total, int(video.seconds * clip.fps)))
@@ -135,12 +143,13 @@ class Grounding:
     size: int = 224
     train: bool = True
     augment: bool = True
+    keep: bool = False
     around: bool = True
 
     def __call__(self, record: Any, rng: Rng) -> Sample:
         moment = _usable(record, Moment)
         text = _told_text(moment.text, told_name(moment.video), "text")
-        with open_clip(moment.video) as clip:
+        with open_clip(moment.video, keep=self.keep) as clip:
             _check_spans(moment, clip)
             if not self.train:
                 picked = sampling.even_indices(clip.frames, self.frames)
@@ -174,13 +183,14 @@ class Localization:
     size: int = 224
     train: bool = True
     augment: bool = True
+    keep: bool = False
 
     def __call__(self, record: Any, rng: Rng) -> Sample:
         video = _usable(record, Moment if self.train else LocalizedVideo)
         moments = (video,) if isinstance(video, Moment) else video.moments
         name = told_name(video.video)
         dataset = _place(self.sizes, video.dataset, name)
-        with open_clip(video.video) as clip:
+        with open_clip(video.video, keep=self.keep) as clip:
             for moment in moments:
                 _told_text(moment.text, name, "label")
                 _check_class(moment.label_id, video.dataset, self.sizes, name)
@@ -195,7 +205,52 @@ class Localization:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Segmentation:
+class _Masked:
+    """What the tasks whose frames are pictures with masks have in common."""
+
+    frames: int = 16
+    size: int = 224
+    train: bool = True
+    augment: bool = True
+    keep: bool = False
+    _maps: dict[str, np.ndarray] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
+
+    def _annotated(
+        self, video: Instances | Referred, maps_of: Maps, picture: bool, rng: Rng
+    ) -> tuple[pixels.Cut, Int32[np.ndarray, "t H W"]]:
+        """Squares of the frames that are drawn and of their maps; of a picture, turned copies."""
+        drawn = rng if self.train and not picture else None
+        picked = sampling.padded_indices(len(video.frames), self.frames, drawn)
+        once, back = np.unique(picked, return_inverse=True)
+        paths = [path for i in once if isinstance(path := video.frames[i], Path)]
+        if self.keep and len(paths) == len(once):
+            frames = np.stack([_kept_picture(path) for path in paths])
+            if video.where not in self._maps:
+                every = maps_of(range(len(video.frames)))
+                self._maps[video.where] = every.astype(np.uint8) if every.max() < 256 else every
+            maps = self._maps[video.where][once].astype(np.int32)
+        else:
+            frames, maps = read_pictures([video.frames[i] for i in once]), maps_of(once)
+        if maps.shape != frames.shape[:3]:
+            raise InputError(
+                f"{video.where}: masks are {maps.shape[1]}x{maps.shape[2]}, but its frames "
+                f"{frames.shape[1]}x{frames.shape[2]} ({told_name(video.frames[0])})"
+            )
+        if not (self.train and self.augment):
+            window = pixels.centre_window(frames, self.size)
+            return window.of_frames(frames)[back], window.of_classes(maps)[back]
+        if picture:
+            frames, maps = pixels.rotate_copies(frames[0], maps[0], self.frames, rng)
+        else:
+            frames, maps = frames[back], maps[back]
+        window = pixels.masked_window(maps, self.size, rng)
+        return window.of_frames(frames), window.of_classes(maps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmentation(_Masked):
     """Instances -> {"frames", "classes" int32 [t h w] (0 not counted), "dataset" int32 []}.
 
     Training adds "choices" int32 [k], the class ids that compete: all of the data set, or of more
@@ -209,10 +264,6 @@ class Segmentation:
     """
 
     sizes: Mapping[str, int]
-    frames: int = 16
-    size: int = 224
-    train: bool = True
-    augment: bool = True
     parity: Literal["fixed", "upstream"] = "fixed"
     shift_coco: bool = False
 
@@ -224,13 +275,12 @@ class Segmentation:
         shift = int(self.shift_coco and video.dataset == COCO)
         for instance in video.instances:
             _check_class(instance.label_id + shift, video.dataset, self.sizes, video.where)
-        turn = self.train and self.augment
-        frames, classes = _annotated(
-            video, lambda picked: np.stack([class_map(video, i, shift) for i in picked]),
-            video.picture, self.frames, self.train, turn, rng,
-        )  # fmt: skip
-        frames, classes = _cut(frames, classes, self.size, rng if turn else None)
-        if turn and rng.random() < 0.5:
+
+        def maps(picked: Any) -> np.ndarray:
+            return np.stack([class_map(video, i, shift) for i in picked])
+
+        frames, classes = self._annotated(video, maps, video.picture, rng)
+        if self.train and self.augment and rng.random() < 0.5:
             frames, classes = pixels.flipped(frames), pixels.flipped(classes)
         sample = _sample(frames, classes=np.ascontiguousarray(classes), dataset=dataset)
         return sample | {"choices": self._choices(classes, video, rng)} if self.train else sample
@@ -252,27 +302,22 @@ class Segmentation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Referring:
+class Referring(_Masked):
     """Referred -> {"frames", "text" int32 [l], "mask" uint8 [t h w]}, 1 on what the text means.
 
     The object may be in none of the frames that were drawn. tokens: text -> row of ids.
     """
 
     tokens: Tokens
-    frames: int = 16
-    size: int = 224
-    train: bool = True
-    augment: bool = True
 
     def __call__(self, record: Any, rng: Rng) -> Sample:
         video = _usable(record, Referred)
         text = _told_text(video.text, video.where, "text")
-        turn = self.train and self.augment
-        frames, mask = _annotated(
-            video, lambda picked: referred_masks(video, picked).astype(np.int32),
-            video.size is not None, self.frames, self.train, turn, rng,
-        )  # fmt: skip
-        frames, mask = _cut(frames, mask, self.size, rng if turn else None)
+
+        def maps(picked: Any) -> np.ndarray:
+            return referred_masks(video, picked).astype(np.int32)
+
+        frames, mask = self._annotated(video, maps, video.size is not None, rng)
         return _sample(frames, text=_ids(self.tokens, text), mask=mask.astype(np.uint8))
 
 
@@ -304,7 +349,7 @@ def _check_class(label_id: int, dataset: str, sizes: Mapping[str, int], name: st
         raise InputError(f"{name}: class {label_id} of {dataset}, which has {sizes[dataset]}")
 
 
-def _check_spans(moment: Moment, clip: Clip) -> None:
+def _check_spans(moment: Moment, clip: Clip | KeptClip) -> None:
     """InputError: a span that ends before it starts, or none that touches the video."""
     name, seconds = told_name(moment.video), clip.frames / clip.fps
     for start, end in ((moment.start, moment.end), *moment.windows):
@@ -349,37 +394,6 @@ def _squashed(frames: pixels.Frames, size: int) -> UInt8[np.ndarray, "t size siz
     )
 
 
-def _annotated(
-    video: Instances | Referred,
-    maps_of: Callable[[np.ndarray], np.ndarray],
-    picture: bool,
-    count: int,
-    train: bool,
-    turn: bool,
-    rng: Rng,
-) -> tuple[pixels.Frames, pixels.Classes]:
-    """The frames drawn from a video, and their maps; of a single picture, copies (turned)."""
-    total = len(video.frames)
-    picked = sampling.padded_indices(total, count, rng if train and not picture else None)
-    once, back = np.unique(picked, return_inverse=True)
-    frames = read_pictures([video.frames[i] for i in once])
-    maps = maps_of(once)
-    if maps.shape != frames.shape[:3]:
-        raise InputError(
-            f"{video.where}: masks are {maps.shape[1]}x{maps.shape[2]}, but its frames "
-            f"{frames.shape[1]}x{frames.shape[2]} ({told_name(video.frames[0])})"
-        )
-    if picture and turn:
-        return pixels.rotate_copies(frames[0], maps[0], count, rng)
-    return frames[back], maps[back]
-
-
-def _cut(
-    frames: pixels.Frames, classes: pixels.Classes, size: int, rng: Rng | None
-) -> tuple[pixels.Cut, Int32[np.ndarray, "t H W"]]:
-    """A square about what is annotated; the central one without a generator."""
-    if rng is None:
-        window = pixels.centre_window(frames, size)
-    else:
-        window = pixels.masked_window(classes, size, rng)
-    return window.of_frames(frames), window.of_classes(classes)
+@functools.cache
+def _kept_picture(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+    return read_picture(path, "RGB")

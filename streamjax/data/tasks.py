@@ -71,6 +71,7 @@ def open_tasks(
     size: int = 224,
     train: bool = True,
     augment: bool = True,
+    keep: bool = False,
     mirror_sides: bool = True,
     shift_coco: bool = False,
     parity: Literal["fixed", "upstream"] = "fixed",
@@ -78,8 +79,8 @@ def open_tasks(
     """Every task that a folder has annotations of, under the original's name (`NAMES`).
 
     folder: laid out as `annotations/layout.py` says, or packed. tokens: text -> row of ids, as
-    `data.captions.CaptionTokenizer` makes it. frames, size, train, augment: of all samples, see
-    `data/samples.py`. mirror_sides: Q13. shift_coco: Q11. parity: Q4.
+    `data.captions.CaptionTokenizer` makes it. frames, size, train, augment, keep: of all samples,
+    see `data/samples.py`. mirror_sides: Q13. shift_coco: Q11. parity: Q4.
 
     Rows that the readers cannot use are met as records that give no sample, and so are counted and
     skipped by the pipeline. In evaluation (`train` false) a record of localization is a video.
@@ -91,7 +92,7 @@ def open_tasks(
     names = _packed_tasks(folder, split) if packed else tasks_in(folder, split)
     if not names:
         raise InputError(f"{folder}: no annotations of split {split!r}; wanted {', '.join(KINDS)}")
-    every = {"frames": frames, "size": size, "train": train, "augment": augment}
+    every = {"frames": frames, "size": size, "train": train, "augment": augment, "keep": keep}
     found = {}
     for name in names:
         labels = _labels(folder, name, packed, shift_coco)

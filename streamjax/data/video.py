@@ -9,6 +9,7 @@ write is applied. Pixels are taken as square.
 """
 
 import contextlib
+import functools
 import itertools
 import math
 import os
@@ -187,14 +188,38 @@ class Clip:
             yield shown
 
 
+class KeptClip:
+    """A video that is decoded as a whole; otherwise as `Clip`."""
+
+    def __init__(self, clip: Clip):
+        self.fps, self.frames = clip.fps, clip.frames
+        self._decoded = clip.read(range(clip.frames))
+        self._decoded.flags.writeable = False
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> UInt8[np.ndarray, "t h w 3"]:
+        """The frames at `indices`, a copy."""
+        return self._decoded[np.asarray(indices)]
+
+
 @contextlib.contextmanager
-def open_clip(media: Media) -> Iterator[Clip]:
+def open_clip(media: Media, *, keep: bool = False) -> Iterator[Clip | KeptClip]:
     """Opens a video file, or the bytes of one, to read single frames of it.
 
+    keep: all frames of a file stay in memory and are not read again, for small videos seen many
+    times.
     InputError (one line that names it): missing, empty, not a video, without frames.
     """
-    with contextlib.closing(Source(media, timeout=10.0)) as opened:
-        yield Clip(opened)
+    if keep and isinstance(media, Path):
+        yield _kept(media)
+    else:
+        with contextlib.closing(Source(media, timeout=10.0)) as opened:
+            yield Clip(opened)
+
+
+@functools.cache
+def _kept(path: Path) -> KeptClip:
+    with contextlib.closing(Source(path, timeout=10.0)) as opened:
+        return KeptClip(Clip(opened))
 
 
 def read_frames(media: Media, indices: Sequence[int] | np.ndarray) -> UInt8[np.ndarray, "t h w 3"]:

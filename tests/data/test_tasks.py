@@ -181,6 +181,16 @@ def test_a_packed_folder_gives_the_same_samples(world, open_world, tmp_path):
             np.testing.assert_array_equal(value, b[key])
 
 
+def test_what_is_kept_in_memory_changes_nothing(open_world):
+    kept = open_world(keep=True)
+    for name, task in open_world().items():
+        record = task.source()[0]
+        for seed in range(3):
+            a, b = (t.transform(record, np.random.default_rng(seed)) for t in (task, kept[name]))
+            for key, value in a.items():
+                np.testing.assert_array_equal(value, b[key])
+
+
 # flags
 
 
