@@ -24,10 +24,14 @@ from flax import nnx
 from streamjax.data.processors import read_processor
 from streamjax.errors import InputError
 from streamjax.models.pretraining import Pretraining
+from streamjax.models.streamformer import StreamFormer
 from streamjax.weights import card, table
 from streamjax.weights.config import read_config
 from streamjax.weights.folder import has_tokenizer
 from streamjax.weights.folder import write as write_folder
+from streamjax.weights.pretraining import whole_of
+from streamjax.weights.siglip_text import TextSide, read_text, text_of
+from streamjax.weights.streamformer import TASKS
 
 # config.json's model_type -> the module of weights/ that reads and writes it.
 FAMILIES: dict[str, str] = {
@@ -82,6 +86,35 @@ def load(
     model = family_of(raw, folder / "config.json").load(folder, raw, dtype=dtype, mesh=mesh)
     _take_assets(model, folder)
     return model
+
+
+def load_with_text(path: str | os.PathLike) -> Pretraining | tuple[StreamFormer, TextSide]:
+    """Loads a StreamFormer and the text tower that it can be compared with.
+
+    Where heads of tasks are stored (a run of pre-training, or a folder saved from one) it is the
+    whole model; else the tower and its text side, of a StreamFormer's folder or of SigLIP's. The
+    temporal part that a SigLIP has not is noise behind closed gates, as where training begins.
+
+    Raises as `load` does, and InputError for a model that came without a text tower.
+    """
+    folder = _folder(path)
+    config = folder / "config.json"
+    raw = read_config(config) if config.is_file() else {}
+    if str(raw.get("model_type", "")).startswith("siglip"):
+        from streamjax.weights.siglip import streamformer_from_siglip
+
+        return streamformer_from_siglip(folder, seed=0), read_text(folder)
+    model = load(folder)
+    if isinstance(model, Pretraining):
+        return model
+    if not isinstance(model, StreamFormer):
+        raise InputError(
+            f"{path}: a {type(model).__name__}, wanted a StreamFormer with a text tower, a run of "
+            "its pre-training, or a SigLIP"
+        )
+    if model.assets.extras is not None and TASKS in model.assets.extras.config:
+        return whole_of(model)
+    return model, text_of(model)
 
 
 def save(model: Any, folder: str | os.PathLike) -> None:

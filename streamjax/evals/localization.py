@@ -34,9 +34,14 @@ class FrameScores:
     positive: Bool[np.ndarray, "n c"]
 
     def __add__(self, other: "FrameScores") -> "FrameScores":
+        return FrameScores.total([self, other])
+
+    @staticmethod
+    def total(parts: "Sequence[FrameScores]") -> "FrameScores":
+        """All of them together, at once: their sum copies what it has at every step."""
         return FrameScores(
-            np.concatenate([self.scores, other.scores]),
-            np.concatenate([self.positive, other.positive]),
+            np.concatenate([part.scores for part in parts]),
+            np.concatenate([part.positive for part in parts]),
         )
 
     @property
@@ -85,12 +90,22 @@ class Segments:
     count: int
 
     def __add__(self, other: "Segments") -> "Segments":
-        def merged(mine, theirs):
-            pairs = zip(mine, theirs, strict=True)
-            return tuple((*a, *((v + self.count, *r) for v, *r in b)) for a, b in pairs)
+        return Segments.total([self, other])
 
-        found, true = merged(self.found, other.found), merged(self.true, other.true)
-        return Segments(found, true, self.count + other.count)
+    @staticmethod
+    def total(parts: "Sequence[Segments]") -> "Segments":
+        """All of them together, at once."""
+        firsts = np.cumsum([0, *(part.count for part in parts)]).tolist()
+
+        def merged(of_part):
+            classes = zip(*(of_part(part) for part in parts), strict=True)
+            return tuple(
+                tuple((first + v, *rest) for first, rows in zip(firsts, each, strict=False)
+                      for v, *rest in rows)
+                for each in classes
+            )  # fmt: skip
+
+        return Segments(merged(lambda part: part.found), merged(lambda part: part.true), firsts[-1])
 
     def row(self) -> dict[str, float]:
         """The scores by name, as tables and JSON show them."""

@@ -74,6 +74,13 @@ def read_task(folder: str | os.PathLike, task: str, split: str) -> TaskRecords:
     return _READERS[task](folder, home, tables)
 
 
+def annotation_files(folder: str | os.PathLike, task: str, split: str) -> list[Path]:
+    """The files that say what a split of one task is: its tables, and the labels' numbers."""
+    home = Path(folder) / task
+    labels = home / "label2id.json"
+    return [*_tables(home, task, split), *([labels] if labels.is_file() else [])]
+
+
 def _tables(home: Path, task: str, split: str) -> list[Path]:
     if task in ("vis", "refvos"):
         found = sorted(home.glob(f"{split}_*"))
