@@ -129,13 +129,16 @@ def write_page(
             f"each and at most {MOST} texts"
         )
     frames, maps = np.stack(seen.frames), np.stack(seen.maps)
-    # A map's colours run over what this text reached in this video, without the last outliers.
-    lows, highs = np.quantile(maps.reshape(-1, len(seen.words)), (0.02, 0.998), axis=0).tolist()
-    ranges = list(zip(lows, highs, strict=True))
+    # One scale for all texts, for their similarities mean the same; without the last outliers.
+    low, high = np.quantile(maps, (0.02, 0.998)).tolist()
     count = min(len(frames), _COLUMNS)
     columns = [int((i + 0.5) * len(frames) / count) for i in range(count)]
     body = "\n".join(
-        (_curves(seen, frames, columns), _best(seen, frames, ranges), _film(seen, columns, ranges))
+        (
+            _curves(seen, frames, columns),
+            _best(seen, frames, low, high),
+            _film(seen, columns, low, high),
+        )
     )
     facts = [("Frames", f"{len(frames)}"), ("Texts", f"{len(seen.words)}")]
     page = document(
@@ -166,8 +169,8 @@ def overlay(
     share = np.clip(share, 0, 1)
     steps = np.linspace(0, 1, len(_RAMP))
     colour = np.stack([np.interp(share, steps, channel) for channel in _RAMP.T], axis=-1)
-    alpha = 0.35 + 0.4 * share[..., None]
-    mixed = grey * (1 - alpha) + colour * alpha
+    alpha = 0.4 + 0.4 * share[..., None]
+    mixed = 0.8 * grey * (1 - alpha) + colour * alpha
     return encoded(Image.fromarray(mixed.astype(np.uint8)), lossless=False)
 
 
@@ -234,12 +237,12 @@ def _curves(seen: Comparison, frames: np.ndarray, columns: Sequence[int]) -> str
     )
 
 
-def _best(seen: Comparison, frames: np.ndarray, ranges: Sequence[tuple[float, float]]) -> str:
+def _best(seen: Comparison, frames: np.ndarray, low: float, high: float) -> str:
     """For each text the frame that it fits best."""
     cards = []
     for q, words in enumerate(seen.words):
         i = int(frames[:, q].argmax())
-        shown = source(overlay(seen.pictures[i], seen.maps[i][..., q], *ranges[q]))
+        shown = source(overlay(seen.pictures[i], seen.maps[i][..., q], low, high))
         likely = seen.probability(float(frames[i, q]))
         told = f" · {100 * likely:.0f}%" if likely is not None else ""
         cards.append(
@@ -253,7 +256,7 @@ def _best(seen: Comparison, frames: np.ndarray, ranges: Sequence[tuple[float, fl
     )
 
 
-def _film(seen: Comparison, columns: Sequence[int], ranges: Sequence[tuple[float, float]]) -> str:
+def _film(seen: Comparison, columns: Sequence[int], low: float, high: float) -> str:
     """A row of pictures, and under them a row of maps for each text."""
     style = style_of(seen.pictures[0])
     plain = "".join(
@@ -261,9 +264,9 @@ def _film(seen: Comparison, columns: Sequence[int], ranges: Sequence[tuple[float
         f'alt="The frame at {clock(seen.times[i])}"><small>{clock(seen.times[i])}</small></td>'
         for i in columns
     )
-    rows = [f"<tr><th><b>The frames</b></th>{plain}</tr>"]
+    scale = f'<span class="scale">{low:.2f}<i></i>{high:.2f}</span>'
+    rows = [f"<tr><th><b>The frames</b>{scale}</th>{plain}</tr>"]
     for q, words in enumerate(seen.words):
-        low, high = ranges[q]
         maps = [
             overlay(seen.pictures[i], seen.maps[i][..., q], low, high, side=_SMALL) for i in columns
         ]
@@ -271,16 +274,13 @@ def _film(seen: Comparison, columns: Sequence[int], ranges: Sequence[tuple[float
             f'<td><img src="{source(shown)}" alt=""><small>{seen.frames[i][q]:.3f}</small></td>'
             for i, shown in zip(columns, maps, strict=True)
         )
-        rows.append(
-            f'<tr class="q{q}"><th><b>{escape(words)}</b><span class="scale">{low:.2f}<i></i>'
-            f"{high:.2f}</span></th>{cells}</tr>"
-        )
+        rows.append(f'<tr class="q{q}"><th><b>{escape(words)}</b></th>{cells}</tr>')
     left = len(seen.times) - len(columns)
     some = f" {len(columns)} of {len(seen.times)} frames, evenly chosen." if left else ""
     return (
         '<section class="sheet maps" aria-label="Similarity of every patch"><h2>Where in the '
         f'picture</h2><div class="film" tabindex="0"><table>{"".join(rows)}</table></div>'
-        '<p class="hint">Cosine of every patch and the text, between patches interpolated. Colours '
-        f"span what the text reached in this video; under a map the frame's own.{some}</p>"
+        '<p class="hint">Cosine of every patch and the text, between patches interpolated; one '
+        f"scale of colours for all texts. Under a map the frame's own similarity.{some}</p>"
         "</section>"
     )
