@@ -4,7 +4,6 @@ import dataclasses
 import json
 import logging
 import math
-import os
 import platform
 import signal
 import threading
@@ -20,6 +19,7 @@ import numpy as np
 from flax import nnx
 
 from streamjax import __version__, checkpoint, folders
+from streamjax.data.multitask import MultiTask, multitask_batches
 from streamjax.data.pipeline import Batches, batches
 from streamjax.errors import InputError
 from streamjax.sharding import make_mesh
@@ -33,6 +33,7 @@ from streamjax.train.distributed import (
     none_alone,
     together,
 )
+from streamjax.train.metrics import MetricsFile, report
 from streamjax.train.recipes import changes, describe
 from streamjax.train.state import Setup, TrainState, set_up
 from streamjax.train.step import make_step, put
@@ -40,7 +41,8 @@ from streamjax.train.step import make_step, put
 log = logging.getLogger(__name__)
 
 # What may change between a run and its resumption: it decides no number (the mesh only rounding).
-NEUTRAL = ("checkpoint", "log_every", "mesh", "data.workers", "data.threads", "data.ahead")
+NEUTRAL = ("checkpoint", "log_every", "mesh")
+NEUTRAL_OF_DATA = ("workers", "threads", "ahead")
 
 
 class NotFiniteError(FloatingPointError):
@@ -68,12 +70,13 @@ def train(
     """Trains to the last step, from the newest good checkpoint in `run_dir` if there is one.
 
     Writes recipe.json, metrics.jsonl (one row a step: step, loss, grad_norm, lr, the objective's
-    metrics, skipped samples so far, seconds, seconds waited for data), checkpoints/, and, for the
-    families of streamjax.folders, model/, so that `sj.load(run_dir)` works. A run that was
-    interrupted or killed and is called again gives the numbers of one that was not, bit for bit.
-    Ctrl-C finishes the step, saves and raises KeyboardInterrupt (a second one does not wait);
-    SIGTERM the same with SystemExit(0); of several processes all stop at the same step, whichever
-    heard it. `compilation_cache` is a folder that keeps compiled programs between processes.
+    metrics, skipped samples so far, seconds, seconds waited for data; of several tasks each one's
+    metrics and skipped samples as "task/name"), checkpoints/, and, for the families of
+    streamjax.folders, model/, so that `sj.load(run_dir)` works. A run that was interrupted or
+    killed and is called again gives the numbers of one that was not, bit for bit. Ctrl-C finishes
+    the step, saves and raises KeyboardInterrupt (a second one does not wait); SIGTERM the same with
+    SystemExit(0); of several processes all stop at the same step, whichever heard it.
+    `compilation_cache` is a folder that keeps compiled programs between processes.
 
     Raises InputError when the run there was begun with another recipe, exists although `resume` is
     False, or its checkpoint does not fit, and as the data and the model do; NotFiniteError when the
@@ -91,8 +94,7 @@ def train(
         raise InputError(
             f"batch_size={config.batch_size} does not divide into {shard[1]} processes' shares"
         )
-    rows = config.batch_size // shard[1]
-    data = batches(config.data, batch_size=rows, seed=config.seed, shard=shard)
+    data = _open_data(config, shard)
     keep = config.checkpoint.keep
     _describe_model(setup, run_dir)
     try:
@@ -114,45 +116,6 @@ def train(
     return TrainResult(model, int(state.step), rows_file.last, run_dir)
 
 
-class MetricsFile:
-    """metrics.jsonl: one row a step, whatever happened in between; rows past `step` are cut off.
-
-    Of several processes the first one writes.
-    """
-
-    def __init__(self, path: Path, step: int):
-        self.last: dict[str, Any] = {}
-        self.path = path if jax.process_index() == 0 else Path(os.devnull)
-        good = 0
-        if path.exists():
-            for line in path.read_bytes().splitlines(keepends=True):
-                row = _row(line)
-                if row is None or row["step"] > step:
-                    break
-                good += len(line)
-                self.last = row
-        if self.path == path:
-            with path.open("ab") as file:
-                file.truncate(good)
-
-    def __enter__(self) -> "MetricsFile":
-        self.file = self.path.open("a")
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.file.close()
-
-    def write(self, row: dict[str, Any]) -> None:
-        self.last = row
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
-
-    def sync(self) -> None:
-        """Rows reach the disk before the checkpoint that counts on them."""
-        if self.path != Path(os.devnull):
-            os.fsync(self.file.fileno())
-
-
 @dataclasses.dataclass
 class _Run:
     """What the loop works with."""
@@ -160,7 +123,7 @@ class _Run:
     config: TrainConfig
     setup: Setup
     mesh: jax.sharding.Mesh
-    data: Batches
+    data: Batches | MultiTask
     checkpoints: checkpoint.Checkpointer
     rows: MetricsFile
 
@@ -185,7 +148,7 @@ class _Run:
                 if flying is not None:
                     window.append(self._log(*flying))
                     if flying[0] % config.log_every == 0 or flying[0] == config.steps:
-                        show(_report(window, config))
+                        show(report(window, config))
 
             clock = time.perf_counter()
             for number in range(start + 1, config.steps + 1):
@@ -198,7 +161,7 @@ class _Run:
                 times = {"seconds": round(now - clock, 6), "data_seconds": round(waited, 6)}
                 clock = now
                 compiled = {"compiled": True} if number == start + 1 else {}
-                flying = (number, metrics, {"skipped": self.data.skipped, **times, **compiled})
+                flying = (number, metrics, {**self.data.counts(), **times, **compiled})
                 stop = stopped()
                 last = number == config.steps or stop is not None
                 if last or number % config.checkpoint.every == 0:
@@ -236,8 +199,23 @@ class _Run:
         )
 
 
+def _open_data(config: TrainConfig, shard: tuple[int, int]) -> Batches | MultiTask:
+    """This process's share of the data of one task, or of several."""
+    rows = config.batch_size // shard[1]
+    if not isinstance(config.data, Mapping):
+        return batches(config.data, batch_size=rows, seed=config.seed, shard=shard)
+    return multitask_batches(
+        config.data,
+        batch_size=rows,
+        seed=config.seed,
+        order=config.order,
+        accumulate=config.accumulate,
+        shard=shard,
+    )
+
+
 def _begin(
-    setup: Setup, checkpoints: checkpoint.Checkpointer, data: Batches
+    setup: Setup, checkpoints: checkpoint.Checkpointer, data: Batches | MultiTask
 ) -> tuple[int, TrainState]:
     """The newest good checkpoint, or a fresh state at step 0."""
     abstract = checkpoint.placed(setup.abstract, setup.shardings)
@@ -270,7 +248,12 @@ def _write_recipe(config: TrainConfig, run_dir: Path, resume: bool) -> None:
         before = json.loads(path.read_text())["recipe"]
         if not resume:
             raise InputError(f"{run_dir} holds a run already: resume it or choose another folder")
-        told = [c for c in changes(before, recipe) if not c.startswith(NEUTRAL)]
+        datas = [f"data.{t}" for t in config.data] if isinstance(config.data, Mapping) else ["data"]
+        neutral = *NEUTRAL, *(f"{data}.{key}" for data in datas for key in NEUTRAL_OF_DATA)
+        told = [c for c in changes(before, recipe) if not c.startswith(neutral)]
+        old, new = list(before["data"]), list(recipe["data"])
+        if not told and old != new:
+            told = [f"tasks in the order {', '.join(new)} (was {', '.join(old)})"]
         if told:
             raise InputError(
                 f"{run_dir} was begun with another recipe: {'; '.join(told)}: choose another folder"
@@ -322,37 +305,3 @@ def _leave(number: int | None, step: int, steps: int) -> None:
     if jax.process_index() == 0:
         log.warning("stopped at step %d of %d and saved it: the same command goes on", step, steps)
     raise Stopped(0) if number == signal.SIGTERM else KeyboardInterrupt(SAVED)
-
-
-def _report(window: deque[dict[str, Any]], config: TrainConfig) -> displays.Report:
-    """The look at the loop that its last rows give."""
-    step = window[-1]["step"]
-    steady = [row for row in window if not row.get("compiled")] or list(window)
-    seconds = sum(row["seconds"] for row in steady) or 1e-9
-    each = seconds / len(steady)
-    return displays.Report(
-        step=step,
-        loss=float(np.mean([row["loss"] for row in window])),
-        f1=macro_f1(window),
-        examples_per_second=config.batch_size / each,
-        waiting=min(1.0, sum(row["data_seconds"] for row in steady) / seconds),
-        seconds_left=(config.steps - step) * each,
-    )
-
-
-def macro_f1(rows: Any) -> float | None:
-    """The mean F1 of the classes that occur, from rows with sums tp, fp, fn [c]; None without."""
-    if not rows or any(key not in rows[-1] for key in ("tp", "fp", "fn")):
-        return None
-    tp, fp, fn = (np.sum([np.atleast_1d(r[k]) for r in rows], axis=0) for k in ("tp", "fp", "fn"))
-    seen = tp + fn > 0
-    f1 = 2 * tp / np.maximum(2 * tp + fp + fn, 1)
-    return float(f1[seen].mean()) if seen.any() else None
-
-
-def _row(line: bytes) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None

@@ -92,7 +92,7 @@ def _make_multitask(
     applied = _applied(config, setup)
     apply = jax.jit(
         lambda state, total: applied(state, *total),
-        donate_argnums=(0, 1),
+        donate_argnums=0,
         out_shardings=(setup.shardings, everywhere),
     )
 

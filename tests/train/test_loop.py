@@ -26,7 +26,7 @@ from streamjax.data.processors import Assets, ImageProcessor
 from streamjax.errors import InputError
 from streamjax.models.streamformer import StreamFormer, StreamFormerConfig
 from streamjax.train import CheckpointConfig, DataConfig, NotFiniteError, train
-from streamjax.train.loop import MetricsFile, macro_f1
+from streamjax.train.metrics import MetricsFile, macro_f1
 from streamjax.train.progress import Report, auto, silent, tell
 from streamjax.weights.safetensors import read_folder
 from tests.train import toy
