@@ -9,6 +9,7 @@ Makes the world and the SigLIP (`siglip_world`) in the run's folder where they a
 import dataclasses
 import functools
 from pathlib import Path
+from typing import Any
 
 from streamjax.data.captions import CaptionTokenizer
 from streamjax.data.tasks import open_tasks
@@ -29,11 +30,11 @@ from streamjax.weights.siglip import save_siglip
 PICTURES = load_module("siglip_world")
 
 
-def siglip_of(folder: Path, world: Path) -> Path:
+def siglip_of(folder: Path, world: Path, seed: int = 0) -> Path:
     """The world's SigLIP as a folder, trained where it is not there yet."""
     if not folder.exists():
-        recipe = load_recipe("siglip_world", run=folder, world=world)
-        model = train(recipe, folder.with_name(f"{folder.name}_run")).model
+        recipe = load_recipe("siglip_world", [f"seed={seed}"], run=folder, world=world)
+        model: Any = train(recipe, folder.with_name(f"{folder.name}_run")).model
         scale, bias = model.logit_scale[...], model.logit_bias[...]
         save_siglip(model.tower, model.text, folder, logit_scale=scale, logit_bias=bias)
     return folder
@@ -59,11 +60,11 @@ def config(
     steps: int = 1500,
     batch_size: int = 8,
 ) -> TrainConfig:
-    world = PICTURES.world_of(world or Path(run) / "world")
-    siglip = Path(siglip) if siglip else siglip_of(Path(run) / "siglip", world)
+    folder = PICTURES.world_of(world or Path(run) / "world")
+    siglip = Path(siglip) if siglip else siglip_of(Path(run) / "siglip", folder)
     words, vision = CaptionTokenizer(siglip, length=PICTURES.WORDS), PICTURES.VISION
     every = open_tasks(
-        world, tokens=words, frames=vision.num_frames, size=vision.image_size, augment=False,
+        folder, tokens=words, frames=vision.num_frames, size=vision.image_size, augment=False,
         keep=True,
     )  # fmt: skip
     chosen = {name: every[name] for name in tasks or every}

@@ -15,13 +15,14 @@ from jaxtyping import Int32
 from streamjax.data.annotations.files import read_label_sets
 from streamjax.data.annotations.masks import read_instances, read_pictures
 from streamjax.data.annotations.moments import Moment, is_inside, read_grounding
+from streamjax.data.media import Media, told_name
 
 
 @dataclass(frozen=True)
 class CaptionedFrame:
-    """A picture file, the names of what is in it, and the sentences that are true of it."""
+    """A picture, the names of what is in it, and the sentences that are true of it."""
 
-    path: Path
+    picture: Media
     names: tuple[str, ...]
     sentences: tuple[str, ...]
 
@@ -36,17 +37,17 @@ def read_frames(folder: str | Path, split: str, dataset: str = "World") -> list[
     name_of = {number: name for name, number in labels.items()}
     moments: dict[str, list[Moment]] = {}
     for moment in read_grounding(folder / "grounding" / f"{split}.csv", root=folder / "videos"):
-        moments.setdefault(moment.video.stem, []).append(moment)
+        moments.setdefault(Path(told_name(moment.video)).stem, []).append(moment)
     frames = []
     for video in read_instances(
         folder / "vis" / f"{split}_{dataset}.json", root=folder / "vis" / "frames", labels=labels
     ):
-        told = moments.get(video.frames[0].parent.name, [])
-        for second, path in enumerate(video.frames):
+        told = moments.get(Path(told_name(video.frames[0])).parent.name, [])
+        for second, picture in enumerate(video.frames):
             seen = [i for i in video.instances if i.masks[second] is not None]
             names = tuple(dict.fromkeys(name_of[i.label_id] for i in seen))
             true = tuple(m.text for m in told if is_inside(m, [second])[0])
-            frames.append(CaptionedFrame(path, names, true))
+            frames.append(CaptionedFrame(picture, names, true))
     return [frame for frame in frames if frame.names]
 
 
@@ -68,4 +69,4 @@ class FrameSamples:
             text = f"a {rng.choice(frame.names)}"
         else:
             text = "there is " + ", ".join(f"a {name}" for name in rng.permutation(frame.names))
-        return {"frames": read_pictures([frame.path]), "text": self.tokens(text)}
+        return {"frames": read_pictures([frame.picture]), "text": self.tokens(text)}
