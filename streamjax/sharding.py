@@ -4,12 +4,13 @@ Models say *what* a dimension is, at the place where it is born: ``axes(init, "e
 This file alone says *where* it lives.
 """
 
-from collections.abc import Callable
-from typing import Any
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from streamjax.errors import InputError
 
@@ -26,6 +27,17 @@ RULES: dict[str, tuple[str, ...]] = {
     "vocab": ("tensor",),
     "layers": (),
 }
+
+
+class Placement(NamedTuple):
+    """Where one array lives; `copies` devices hold each byte of it."""
+
+    path: str
+    shape: tuple[int, ...]
+    spec: PartitionSpec
+    bytes: int
+    per_device: int
+    copies: int
 
 
 def make_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1, context: int = 1) -> Mesh:
@@ -77,7 +89,7 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec_of(x.shape, names, mesh))
 
 
-def shardings_of(abstract: Any, mesh: Mesh) -> Any:
+def shardings_of(abstract: Any, mesh: Mesh | AbstractMesh) -> Any:
     """The NamedSharding of every leaf of a tree of (abstract) nnx variables.
 
     Variables carry their logical axes as `out_sharding`; leaves without any are replicated.
@@ -95,3 +107,50 @@ def shardings_of(abstract: Any, mesh: Mesh) -> Any:
         return leaf.replace(NamedSharding(mesh, spec))
 
     return jax.tree.map(of, abstract, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+
+def placements(tree: Any, shardings: Any, prefix: str = "") -> list[Placement]:
+    """One row for every array of a tree (or shape of one), under its path.
+
+    shardings: a tree of the same structure with a NamedSharding for each array, or one for all.
+    """
+    if isinstance(shardings, NamedSharding):
+        one = shardings
+        shardings = jax.tree.map(lambda _: one, tree)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    rows = []
+    for (path, leaf), where in zip(leaves, jax.tree.leaves(shardings), strict=True):
+        # The names of a path without the `.value` that nnx puts around each array.
+        parts = (str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+        name = "/".join([*filter(None, [prefix]), *(p for p in parts if p != "value")])
+        rows.append(placement(name, leaf.shape, leaf.dtype, where))
+    return rows
+
+
+def placement(path: str, shape: tuple[int, ...], dtype: Any, where: NamedSharding) -> Placement:
+    """The row of one array of this shape."""
+    item = jax.dtypes.itemsize_bits(dtype) // 8
+    whole, own = math.prod(shape) * item, math.prod(where.shard_shape(shape)) * item
+    devices = math.prod(where.mesh.shape.values())
+    copies = own * devices // whole if whole else devices
+    return Placement(path, tuple(shape), where.spec, whole, own, copies)
+
+
+def placement_table(rows: Iterable[Placement]) -> str:
+    """The rows as text: path, shape, spec, bytes, bytes per device, copies of each byte."""
+    lines = [("path", "shape", "spec", "bytes", "per device", "copies")]
+    for row in rows:
+        spec = ", ".join(
+            "-" if e is None else "+".join((e,) if isinstance(e, str) else e) for e in row.spec
+        )
+        shape = " ".join(map(str, row.shape))
+        counts = (f"{row.bytes:,}", f"{row.per_device:,}", str(row.copies))
+        lines.append((row.path, f"[{shape}]", f"({spec})", *counts))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i < 3 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )

@@ -23,9 +23,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
 from streamjax.ops.rope import rope_table, rotate
+from streamjax.sharding import constrain, spec_of
+
+AXES = ("batch", "heads", None, None)  # of a layer's keys and values
 
 
 @jax.tree_util.register_dataclass
@@ -83,20 +87,37 @@ def empty_cache(
     dtype,
     scan: bool,
 ) -> KVCache:
-    """No tokens; room for `sink` and `capacity` more. One array for all layers where `scan`."""
+    """No tokens; room for `sink` and `capacity` more. One array for all layers where `scan`.
+
+    On a mesh rows are spread over its data axes and heads over tensor, where they divide.
+    """
     if capacity < 1 or sink < 0:
         raise ValueError(f"capacity is {capacity} and sink {sink}, wanted at least 1 and 0 tokens")
     shape = (batch, heads, sink + capacity, head_dim)
 
     def zeros():
         if scan:
-            return jnp.zeros((layers, *shape), dtype)
-        return tuple(jnp.zeros(shape, dtype) for _ in range(layers))
+            return constrain(jnp.zeros((layers, *shape), dtype), "layers", *AXES)
+        return tuple(constrain(jnp.zeros(shape, dtype), *AXES) for _ in range(layers))
 
     # One buffer each: a donated tree may not hold the same buffer twice.
-    sink_count, first, end, next_, shift = (jnp.zeros((batch,), jnp.int32) for _ in range(5))
-    positions = jnp.zeros((batch, sink + capacity), jnp.int32)
+    sink_count, first, end, next_, shift = (
+        constrain(jnp.zeros((batch,), jnp.int32), "batch") for _ in range(5)
+    )
+    positions = constrain(jnp.zeros((batch, sink + capacity), jnp.int32), "batch", None)
     return KVCache(zeros(), zeros(), positions, sink_count, first, end, next_, shift, sink)
+
+
+def cache_shardings(cache: KVCache, mesh: Any) -> KVCache:
+    """Where each array of a cache (or its shapes) lives; the same places as `empty_cache` gives."""
+
+    def of(path, array):
+        names: tuple[str | None, ...] = ("batch", *[None] * (array.ndim - 1))
+        if path[0].name in ("k", "v"):
+            names = AXES if array.ndim == len(AXES) else ("layers", *AXES)
+        return NamedSharding(mesh, spec_of(array.shape, names, mesh))
+
+    return jax.tree_util.tree_map_with_path(of, cache)
 
 
 def reserve(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from streamjax.errors import InputError
 from streamjax.sharding import shardings_of
@@ -45,7 +45,7 @@ class Setup(NamedTuple):
     make: Callable[[], TrainState]
 
 
-def set_up(config: TrainConfig, mesh: Mesh) -> Setup:
+def set_up(config: TrainConfig, mesh: Mesh | AbstractMesh) -> Setup:
     """Builds the model in the abstract, splits it, and lays its state out on the mesh.
 
     Raises InputError when a name in `trainable` or `frozen` is in no parameter's path, or when

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from streamjax.errors import InputError
 from streamjax.sharding import RULES
@@ -23,7 +23,7 @@ HostBatch = Mapping[str, np.ndarray] | Sequence[tuple[str, Mapping[str, np.ndarr
 Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
 
 
-def make_step(config: TrainConfig, setup: Setup, mesh: Mesh) -> Step:
+def make_step(config: TrainConfig, setup: Setup, mesh: Mesh | AbstractMesh) -> Step:
     """The step (state, batch) -> (state, metrics); it takes the memory of the state it is given.
 
     Of one task, a compiled program: losses, gradients and metrics are summed over micro-batches and
@@ -64,7 +64,10 @@ def make_step(config: TrainConfig, setup: Setup, mesh: Mesh) -> Step:
 
 
 def _make_multitask(
-    config: TrainConfig, objectives: Mapping[str, Objective], setup: Setup, mesh: Mesh
+    config: TrainConfig,
+    objectives: Mapping[str, Objective],
+    setup: Setup,
+    mesh: Mesh | AbstractMesh,
 ) -> Step:
     everywhere = NamedSharding(mesh, PartitionSpec())
     totals = (setup.shardings.params, everywhere)  # of the gradients and the loss
@@ -119,7 +122,7 @@ def put(config: TrainConfig, batch: HostBatch, mesh: Mesh) -> Batch:
     """
     several = isinstance(config.data, Mapping)
     pieces = 1 if several else config.accumulate
-    spec = PartitionSpec(RULES["batch"])
+    where = batch_sharding(config, mesh)
     ways = int(np.prod([mesh.shape[axis] for axis in RULES["batch"]]))
     rows = config.batch_size // pieces
     if rows % ways:
@@ -129,11 +132,17 @@ def put(config: TrainConfig, batch: HostBatch, mesh: Mesh) -> Batch:
             f"devices: wanted a multiple of {ways}"
         )
     if not isinstance(batch, Mapping):
-        return [(task, _spread(arrays, NamedSharding(mesh, spec))) for task, arrays in batch]
+        return [(task, _spread(arrays, where)) for task, arrays in batch]
     if pieces > 1:
-        spec = PartitionSpec(None, *spec)
         batch = {k: v.reshape(pieces, -1, *v.shape[1:]) for k, v in batch.items()}
-    return _spread(batch, NamedSharding(mesh, spec))
+    return _spread(batch, where)
+
+
+def batch_sharding(config: TrainConfig, mesh: Mesh | AbstractMesh) -> NamedSharding:
+    """Where each array of a batch lives: rows over data and fsdp, behind micro-batches if any."""
+    several = isinstance(config.data, Mapping)
+    leading = () if several or config.accumulate == 1 else (None,)
+    return NamedSharding(mesh, PartitionSpec(*leading, RULES["batch"]))
 
 
 def _spread(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
