@@ -1,14 +1,15 @@
-"""Is pre-training on six tasks worth it? The paper's claim, on held-out videos of the embedded world.
+"""Is pre-training on six tasks worth it? The paper's claim, on the embedded world.
 
     python benchmarks/multitask.py                      # 3 seeds; goes on where it was stopped
     python benchmarks/multitask.py --table              # the table again, from what was measured
 
 Three backbones per seed: a tiny SigLIP (`siglip_world`), which the other two start from; the same
-trained on all six tasks (`streamformer_world`); and the same trained as long, on as many clips, on
-clip-level contrastive learning alone (tasks=TaskRetrieval). A seed draws the SigLIP, the temporal
-part, LoRA and the order of the data; the world is one. Scores are zero-shot: classes and sentences
-are texts, no head is fitted (docs/evaluation.md). The baselines have no head of the task: they are
-read with SigLIP's own scale and bias, and patches through the pooling head's value path.
+trained on all six tasks (`streamformer_world`); and the same trained on clip-level contrastive
+learning alone, for as many updates of as many clips (tasks=TaskRetrieval). A seed draws the SigLIP,
+the temporal part, LoRA and the order of the data; the world is one. Scores are zero-shot: classes
+and sentences are texts, no head is fitted (docs/evaluation.md). The baselines have no head of most
+tasks: they are read with SigLIP's scale and bias (the retrieval head's, where there is one), and
+patches through the pooling head's value path.
 
 Spread is the standard deviation over seeds, of whichever of the two backbones has the larger.
 """
@@ -16,13 +17,16 @@ Spread is the standard deviation over seeds, of whichever of the two backbones h
 import argparse
 import json
 import statistics
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 from machine import describe
 
+import streamjax as sj
+from streamjax.data.captions import CaptionTokenizer
+from streamjax.data.tasks import open_tasks
+from streamjax.evals.pretraining import ZeroShot, evaluate
+from streamjax.folders import load_with_text
 from streamjax.train import load_recipe, train
 from streamjax.train.recipes import load_module
 
@@ -78,24 +82,38 @@ def one_seed(folder: Path, seed: int, steps: int | None) -> dict:
             train(recipe, home / arm, compilation_cache=folder / "cache")
             rows = (home / arm / "metrics.jsonl").read_text().splitlines()
             seconds = round(sum(json.loads(row)["seconds"] for row in rows))
-        scores[arm] = {"train_seconds": seconds, **scored(home / arm, world, six)}
+        scores[arm] = {"train_seconds": seconds, **scored(arm, home, world, six)}
     return {"seed": seed, "updates": six.steps, "clips_per_update": size, "arms": scores}
 
 
-def scored(model: Path, world: Path, recipe) -> dict:
-    """The results of `streamjax eval`, in a process of its own, kept beside the model."""
-    out = model.with_name(f"{model.name}.scores.json")
+def scored(arm: str, home: Path, world: Path, recipe) -> dict:
+    """What `streamjax eval` gives of an arm, kept beside it."""
+    out = home / f"{arm}.scores.json"
     if not out.exists():
-        frames = next(iter(recipe.data.values())).transform.frames
-        command = [sys.executable, "-m", "streamjax", "eval", str(model), "pretraining",
-                   "--data", str(world), "--frames", str(frames), "--out", str(out)]  # fmt: skip
-        begun = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        print(f"scored {model} in {time.perf_counter() - begun:.0f} s", file=sys.stderr)
-    return {
-        result["task"]: {"n": result["n"], **result["scores"]}
-        for result in json.loads(out.read_text())["results"]
-    }
+        if arm == "siglip":
+            tower, side = load_with_text(home / arm)
+            model = ZeroShot(tower, side.text, side.logit_scale, side.logit_bias)
+        else:
+            model = sj.load(home / arm)
+        if arm == "clip":
+            head = model.heads["TaskRetrieval"]
+            scale, bias = float(head.logit_scale[...]), float(head.logit_bias[...])
+            model = ZeroShot(model.tower, model.text, scale, bias)
+        config = model.tower.config
+        words = CaptionTokenizer(home / "siglip", length=model.text.config.max_position_embeddings)
+        frames = next(iter(recipe.data.values())).transform.frames  # a SigLIP has no number
+        tasks = open_tasks(
+            world, "test", tokens=words, frames=frames, size=config.image_size, train=False
+        )
+        results = evaluate(model, tasks, words)
+        found = {r.task: {"n": r.n, **r.scores} for r in results}
+        out.write_text(json.dumps(found, indent=1) + "\n")
+        print(f"{home.name} {arm}: {one_line(found)}", file=sys.stderr)
+    return json.loads(out.read_text())
+
+
+def one_line(found: dict) -> str:
+    return ", ".join(f"{title} {100 * found[t][n]:.1f}" for title, (t, n) in SCORES.items())
 
 
 def table(seeds: list[dict]) -> str:
