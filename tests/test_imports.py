@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "stream": ("models", "ops", "sharding", "data.dialogue", "data.chat", "data.tokenizer",
                "data.processors", "data.video"),
     "evals": ("stream", "models", "data"),
-    "bench": ("stream", "models", "ops", "sharding", "data.tokenizer"),
+    "bench": ("stream", "train", "models", "ops", "sharding", "data.tokenizer", "data.pipeline"),
     "demo": EVERYTHING,
     "cli": EVERYTHING,
     "verbs": EVERYTHING,

@@ -9,52 +9,73 @@ from typing import Literal
 from streamjax.errors import InputError
 from streamjax.verbs.shared import Place, counting
 
+Family = Literal["streamformer", "llava_streamformer", "qwen2_5_vl", "qwen3_vl", "internvl"]
+
 
 def bench(
-    what: Place[Literal["encode", "stream"]],
+    what: Place[Literal["encode", "stream", "train"]],
     /,
     window: tuple[int, ...] = (16, 64),
-    family: Literal["llava_streamformer", "qwen2_5_vl", "qwen3_vl", "internvl"] = (
-        "llava_streamformer"
-    ),
+    family: Family | None = None,
     context: tuple[int, ...] = (1024, 4096, 8192),
     dtype: Literal["float32", "bfloat16"] = "float32",
     size: Literal["base", "tiny"] = "base",
     frames: int = 20,
+    batch: tuple[int, ...] = (1,),
+    clip: int = 16,
+    steps: int = 3,
     peers: bool = False,
 ):
     """Times a streaming frame beside its floor: the model's matrix products alone, and the bytes of
     its cache at this machine's read bandwidth, measured in the same run. Medians, in milliseconds.
-    Of the other families it times a silent turn under each window policy.
+    Of the other families it times a silent turn under each window policy. A training step stands
+    beside its products alone, and the share of the device's peak that it reaches is told (MFU).
 
     Example: streamjax bench encode --window 16 64 --dtype bfloat16
     Example: streamjax bench stream --family qwen2_5_vl --context 1024 4096 8192 --peers
+    Example: streamjax bench train --family streamformer --batch 1 --clip 8 --peers
 
     Args:
-        what: A StreamFormer (encode), or an assistant with tower and language model (stream).
+        what: A StreamFormer (encode), an assistant with tower and language model (stream), or a
+            step of StreamFormer's pre-training: forward, backward, AdamW (train).
         window: Frames (encode) or turns (stream) remembered; a row each.
         family: The assistant's family; those of real video LLMs take --context for --window.
+            encode and train know StreamFormer only.
         context: Tokens remembered, for those families; a table each.
-        dtype: Of the parameters and the computation.
+        dtype: Of the parameters and the computation; a training's parameters stay float32.
         size: base is StreamFormer's own (224 pixels, 12 layers of 768), tiny a smoke test.
         frames: Frames timed for each row.
-        peers: Runs benchmarks/vlm_stream.py of the repository instead, which times transformers
-            (growing cache, and reading the window again) on the same weights in the same run.
+        batch: Clips of a training step; a row each.
+        clip: Frames of a clip that is trained on.
+        steps: Training steps timed for each row; one of base takes seconds to minutes on a CPU.
+        peers: Runs a script of the repository's benchmarks/ instead: vlm_stream.py times
+            transformers (growing cache, and reading the window again), streamformer_train.py the
+            original's step in PyTorch, on the same weights in the same run.
     """
+    own = "llava_streamformer" if what == "stream" else "streamformer"
+    family = family or own
+    if min(window, default=0) < 2 or min(frames, clip, steps, *context, *batch) < 1:
+        raise InputError(
+            f"--window {window} --context {context} --frames {frames} --batch {batch} --clip "
+            f"{clip} --steps {steps}: wanted windows >= 2, the others >= 1"
+        )
+    if what == "stream" and family not in ("streamformer", "llava_streamformer"):
+        _bench_family(family, context, dtype, size, frames, peers)
+    elif family != own or (peers and what != "train"):
+        raise InputError(
+            "--peers and --family go with: bench stream --family qwen2_5_vl, or bench train"
+        )
+    elif what == "train":
+        _bench_train(batch, clip, steps, dtype, size, peers)
+    else:
+        _bench_frame(what, window, dtype, size, frames)
+
+
+def _bench_frame(what, window, dtype, size, frames):
     import jax.numpy as jnp
 
     from streamjax.bench import frame
 
-    if min(window, default=0) < 2 or frames < 1 or min(context, default=0) < 1:
-        raise InputError(
-            f"--window {window} --context {context} --frames {frames}: wanted windows >= 2, "
-            "contexts and frames >= 1"
-        )
-    if family != "llava_streamformer" and what == "stream":
-        _bench_family(family, context, dtype, size, frames, peers)
-        return
-    if peers or family != "llava_streamformer":
-        raise InputError("--peers and --family go with: bench stream --family qwen2_5_vl")
     run = frame.bench_encode if what == "encode" else frame.bench_stream
     rows = []
     with counting("windows", len(window)) as counted:
@@ -64,22 +85,48 @@ def bench(
     print(frame.table(rows, "frames" if what == "encode" else "turns"))
 
 
-def _bench_family(family, context, dtype, size, frames, peers):
+def _bench_train(batch, clip, steps, dtype, size, peers):
+    import jax.numpy as jnp
+
+    from streamjax.bench import train
+
+    if peers:
+        if dtype != "float32":
+            raise InputError(f"--peers --dtype {dtype}: a training is compared in float32")
+        for clips in batch:
+            _run_script(
+                "benchmarks/streamformer_train.py", "--size", size, "--batch", clips,
+                "--frames", clip, "--steps", steps,
+            )  # fmt: skip
+        return
+    rows = []
+    with counting("batches", len(batch)) as counted:
+        for clips in batch:
+            rows.append(train.bench_train(size, jnp.dtype(dtype), clips, clip, steps))
+            counted(len(rows), len(batch))
+    print(train.train_table(rows))
+
+
+def _run_script(script, *args):
     import subprocess
     import sys
 
+    if not Path(script).is_file():
+        raise InputError(f"--peers: no {script} here: run it in a clone of the repository")
+    if subprocess.run([sys.executable, script, *map(str, args)]).returncode:
+        raise RuntimeError(f"{script} failed; its message stands above")
+
+
+def _bench_family(family, context, dtype, size, frames, peers):
     import jax.numpy as jnp
 
     from streamjax.bench import policies
 
     if peers:
-        script = Path("benchmarks/vlm_stream.py")
-        if not script.is_file():
-            raise InputError(f"--peers: no {script} here: run it in a clone of the repository")
-        command = [sys.executable, str(script), "--family", family, "--size", size, "--turns",
-                   str(frames), "--dtype", dtype, "--context", *map(str, context)]  # fmt: skip
-        if subprocess.run(command).returncode:
-            raise RuntimeError(f"{script} failed; its message stands above")
+        _run_script(
+            "benchmarks/vlm_stream.py", "--family", family, "--size", size, "--turns", frames,
+            "--dtype", dtype, "--context", *context,
+        )  # fmt: skip
         return
     tables = []
     with counting("contexts", len(context)) as counted:
