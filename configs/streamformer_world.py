@@ -57,7 +57,7 @@ def config(
     world: str | Path | None = None,
     siglip: str | Path | None = None,
     tasks: tuple[str, ...] = (),
-    steps: int = 1500,
+    steps: int = 600,
     batch_size: int = 8,
 ) -> TrainConfig:
     folder = PICTURES.world_of(world or Path(run) / "world")
