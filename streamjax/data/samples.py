@@ -66,6 +66,7 @@ class Recognition:
     spread: how training and evaluation spread frames over a video, "segments" as for Kinetics,
         "stretches" as for SSv2.
     mirror_sides: flips clips whose label speaks of left or right too, as upstream does (Q13).
+    view: (i, n), the i-th of n clips that evaluation takes of a video, spread as "segments".
     """
 
     frames: int = 16
@@ -75,13 +76,17 @@ class Recognition:
     keep: bool = False
     spread: Literal["segments", "stretches"] = "segments"
     mirror_sides: bool = True
+    view: tuple[int, int] | None = None
 
     def __call__(self, record: Any, rng: Rng) -> Sample:
         action = _usable(record, Action)
         _told_text(action.label, told_name(action.video), "label")
         indices = {"segments": sampling.segment_indices, "stretches": sampling.stretch_indices}
         with open_clip(action.video, keep=self.keep) as clip:
-            picked = indices[self.spread](clip.frames, self.frames, rng if self.train else None)
+            if self.view is not None and not self.train:
+                picked = sampling.view_indices(clip.frames, self.frames, *self.view)
+            else:
+                picked = indices[self.spread](clip.frames, self.frames, rng if self.train else None)
             frames = clip.read(picked)
         if self.train and self.augment:
             frames = pixels.random_resized_crop(rand_augment(frames, rng), self.size, rng)

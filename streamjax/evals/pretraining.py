@@ -21,6 +21,7 @@ are cut and sized as the frames are. Formulas: the files of this folder; docs/ev
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -30,6 +31,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from streamjax.data.captions import CLASS_TEMPLATES, NAME_TEMPLATES, CaptionTokenizer
 from streamjax.data.media import told_name
+from streamjax.data.samples import Recognition
 from streamjax.data.tasks import Task
 from streamjax.errors import InputError
 from streamjax.evals import grounding, localization, recognition, retrieval, segmentation
@@ -59,6 +61,7 @@ def evaluate(
     tokens: CaptionTokenizer,
     *,
     probe: Mapping[str, Task] | None = None,
+    views: int = 1,
     batch_size: int = 8,
     limit: int | None = None,
     max_bad: float = 0.01,
@@ -69,10 +72,11 @@ def evaluate(
 
     tasks: of `data.tasks.open_tasks(..., train=False)`. A task is answered by the model's head of
     the same name, or else by its only head of that kind. tokens: the model's. probe: the same tasks
-    of the training split, for linear probes of recognition. limit: so many records of each task,
-    spread over all (retrieval's gallery shrinks with it, which makes it easier). A record that
-    gives no sample is skipped, with the reason; max_bad: the share that may be. progress: called
-    with (task, records done, records).
+    of the training split, for linear probes of recognition. views: clips that recognition takes of
+    a video, their probabilities averaged (a probe is fitted on one of each). limit: so many records
+    of each task, spread over all (retrieval's gallery shrinks with it, which makes it easier). A
+    record that gives no sample is skipped, with the reason; max_bad: the share that may be.
+    progress: called with (task, records done, records).
 
     InputError: a task that no head can answer, a tokenizer with more ids than the text tower has,
     towers of two widths, more bad records than max_bad.
@@ -90,10 +94,10 @@ def evaluate(
     results = []
     for name, task in tasks.items():
 
-        def feed(task: Task, name: str = name, told: str = "") -> HeldOut:
+        def feed(task: Task, name: str = name, told: str = "", views: int = 1) -> HeldOut:
             return HeldOut(
                 task.source(),
-                functools.partial(_sample, task),
+                functools.partial(_sample, task, views),
                 batch_size,
                 limit=limit,
                 max_bad=max_bad,
@@ -103,7 +107,7 @@ def evaluate(
 
         head = head_for(model, name, task.kind)
         run = _Run(model.tower, model.text, head, task, tokens, batch_size)
-        held = feed(task)
+        held = feed(task, views=views if task.kind == "recognition" else 1)
         if task.kind == "recognition" and probe is not None and name in probe:
             found = _recognition(run, held, feed(probe[name], told=" (training clips)"))
         else:
@@ -182,11 +186,14 @@ def _recognition(run: _Run, held: HeldOut, training: HeldOut | None = None) -> F
     """With training clips a linear probe too; those of them that are skipped are told as well."""
     ((dataset, classes),) = run.classes().items()
     features, labels = _clips(run, held)
-    sums = recognition.score(_unit(features) @ classes.T, labels)
+    logits = run.logits(_unit(features) @ classes.T)
+    sums = recognition.score(recognition.merge_views(logits), labels)
     scores = sums.row()
     if training is not None:
-        probe = recognition.fit_probe(*_clips(run, training), len(classes))
-        right = recognition.score(probe(features), labels).row()
+        seen, known = _clips(run, training)
+        probe = recognition.fit_probe(seen[:, 0], known, len(classes))
+        merged = recognition.merge_views(np.stack([probe(v) for v in features.swapaxes(0, 1)], 1))
+        right = recognition.score(merged, labels).row()
         scores |= {f"probe_{name}": share for name, share in right.items()}
         scores["probe_clips"] = training.used
         held.skipped += training.skipped
@@ -194,10 +201,12 @@ def _recognition(run: _Run, held: HeldOut, training: HeldOut | None = None) -> F
 
 
 def _clips(run: _Run, held: HeldOut) -> tuple[np.ndarray, np.ndarray]:
-    """Features of clips [n d], as the tower gives them, and labels [n]."""
+    """Features of v views of clips [n v d], as the tower gives them, and labels [n]."""
     features, labels = [], []
     for batch in held:
-        features.append(run.pooled(batch.samples, batch.records)[:, -1])
+        views = np.moveaxis(batch.samples["frames"], 1, 0)
+        each = [run.pooled({"frames": view}, batch.records)[:, -1] for view in views]
+        features.append(np.stack(each, 1))
         labels.append(batch.samples["label"][: len(batch.records)])
     return np.concatenate(features), np.concatenate(labels)
 
@@ -441,8 +450,15 @@ def _normalised(frames):
 # --- on the host ---------------------------------------------------------------------------------
 
 
-def _sample(task: Task, record: Any) -> Mapping[str, np.ndarray]:
-    return task.transform(record, np.random.default_rng(0))  # evaluation draws nothing
+def _sample(task: Task, views: int, record: Any) -> Mapping[str, np.ndarray]:
+    """Of recognition the frames of all views, [v t h w 3]."""
+    rng = np.random.default_rng(0)  # evaluation draws nothing
+    make = task.transform
+    if not isinstance(make, Recognition):
+        return make(record, rng)
+    each = [make] if views == 1 else [replace(make, view=(i, views)) for i in range(views)]
+    samples = [one(record, rng) for one in each]
+    return {**samples[0], "frames": np.stack([sample["frames"] for sample in samples])}
 
 
 def _windows(moment: Any) -> list[grounding.Span]:

@@ -46,9 +46,11 @@ def score(logits: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"]) -> To
 
 
 def merge_views(logits: Float[np.ndarray, "n v c"]) -> Float[np.ndarray, "n c"]:
-    """One row a clip from v views of it (temporal chunks, crops): the mean of their softmax."""
-    shifted = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
-    return (shifted / shifted.sum(-1, keepdims=True)).mean(1)
+    """One row a clip from v views of it (clips of a video, crops): the mean of their softmax, as
+    its logarithm, so that classes far behind stay apart."""
+    z = logits.astype(np.float64)
+    z = z - np.logaddexp.reduce(z, axis=-1, keepdims=True)
+    return np.logaddexp.reduce(z, axis=1) - np.log(logits.shape[1])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,6 +23,7 @@ class _Asked:
     tasks: tuple[str, ...]
     limit: int | None
     probe: bool
+    views: int
     frames: int | None
     batch_size: int
     max_bad: float
@@ -38,6 +39,7 @@ def eval(
     tasks: tuple[str, ...] = (),
     limit: int | None = None,
     probe: bool = False,
+    views: int = 1,
     frames: int | None = None,
     batch_size: int = 8,
     max_bad: float = 0.01,
@@ -63,6 +65,7 @@ def eval(
             that the folder has.
         limit: So many records of each task, spread over all of them; retrieval gets easier.
         probe: Of recognition also a linear probe, fitted on the split "train".
+        views: Clips of a video that recognition takes, and averages.
         frames: Frames of a clip; without it what the model was made for.
         batch_size: Clips looked at together.
         max_bad: The share of a task's records that may be unusable; they are told and left out.
@@ -75,12 +78,12 @@ def eval(
     if benchmark not in BENCHMARKS:
         known = ", ".join(BENCHMARKS)
         raise InputError(f"benchmark {benchmark!r}: wanted one of {known}")
-    if batch_size < 1 or (limit is not None and limit < 1) or (frames is not None and frames < 1):
-        raise InputError(
-            f"--batch-size {batch_size} --limit {limit} --frames {frames}: wanted at least 1"
-        )
+    counts = {"batch-size": batch_size, "views": views, "limit": limit, "frames": frames}
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise InputError(f"--{name} {count}: wanted at least 1")
     asked = _Asked(
-        model, data, split, tasks, limit, probe, frames, batch_size, max_bad, tokenizer
+        model, data, split, tasks, limit, probe, views, frames, batch_size, max_bad, tokenizer
     )  # fmt: skip
     found, decided = BENCHMARKS[benchmark](asked)
     content = results.document(found, {"benchmark": benchmark, **decided})
@@ -137,8 +140,8 @@ def _pretraining(asked: _Asked) -> tuple[Sequence[Any], dict[str, Any]]:
         training = opened("train")
     with _bars() as progress:
         found = evaluate(
-            model, chosen, tokens, probe=training, batch_size=asked.batch_size, limit=asked.limit,
-            max_bad=asked.max_bad, progress=progress,
+            model, chosen, tokens, probe=training, views=asked.views, batch_size=asked.batch_size,
+            limit=asked.limit, max_bad=asked.max_bad, progress=progress,
         )  # fmt: skip
     packed = asked.data / MANIFEST
     splits = [asked.split, *(["train"] if asked.probe else [])]
@@ -160,6 +163,7 @@ def _pretraining(asked: _Asked) -> tuple[Sequence[Any], dict[str, Any]]:
         "annotations": results.files_hash([packed] if packed.is_file() else [*files], asked.data),
         "split": asked.split,
         "limit": asked.limit,
+        "views": asked.views,
         "frames": frames,
         "size": size,
         "zero_shot": isinstance(model, ZeroShot),

@@ -15,7 +15,9 @@ from streamjax import cli
 from streamjax.data.annotations.masks import Referred
 from streamjax.data.captions import CaptionTokenizer, build_caption_tokenizer
 from streamjax.data.processors import Assets
+from streamjax.data.sampling import view_indices
 from streamjax.data.tasks import open_tasks
+from streamjax.data.video import open_clip
 from streamjax.data.world import WorldConfig
 from streamjax.data.world_files import write_world
 from streamjax.errors import InputError
@@ -82,7 +84,7 @@ def tasks(world, tokens):
 def found(model, tasks, tokens):
     told = []
     results = evaluate(
-        model, tasks, tokens, batch_size=3, probe=tasks,
+        model, tasks, tokens, batch_size=3, probe=tasks, views=2,
         progress=lambda task, done, total: told.append((task, done, total)),
     )  # fmt: skip
     return {result.kind: result for result in results}, told
@@ -109,6 +111,21 @@ def test_a_probe_fits_the_clips_that_it_was_fitted_on(found):
     scores = found[0]["recognition"].scores
     assert scores["probe_clips"] == found[0]["recognition"].n
     assert scores["probe_top1"] > scores["top1"]
+
+
+def test_views_are_clips_of_one_video(tasks):
+    task = tasks["Kinetics"]
+    record = task.source()[0]
+    views = pretraining._sample(task, 3, record)["frames"]
+    assert views.shape == (3, FRAMES, SIZE, SIZE, 3)
+    with open_clip(record.video) as clip:
+        total = clip.frames
+    picked = np.stack([view_indices(total, FRAMES, i, 3) for i in range(3)])
+    assert not (picked[0] == picked[2]).all() and not (views[0] == views[2]).all()
+    once = pretraining._sample(task, 1, record)["frames"]
+    np.testing.assert_array_equal(
+        once[0], task.transform(record, np.random.default_rng(1))["frames"]
+    )
 
 
 def test_the_last_batch_is_padded_and_its_padding_not_counted(found, model, tasks, tokens):

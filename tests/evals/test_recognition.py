@@ -43,9 +43,11 @@ def test_views_are_merged_as_probabilities():
     views = np.array([[[8.0, 0.0], [0.0, 0.5], [0.0, 0.5]]])
     merged = merge_views(views)
     assert merged.shape == (1, 2) and merged[0].argmax() == 0
-    np.testing.assert_allclose(merged.sum(-1), 1)
+    np.testing.assert_allclose(np.exp(merged).sum(-1), 1)
     moved = views + np.array([[1000.0], [-5], [3]])
     np.testing.assert_allclose(merge_views(moved), merged, rtol=1e-9)
+    far = merge_views(np.array([[[0.0, -2000.0, -1000.0]]]))[0]
+    assert far[0] > far[2] > far[1]
 
 
 def test_a_probe_separates_what_can_be_separated(rng):
