@@ -50,7 +50,7 @@ def world_of(folder: str | Path) -> Path:
 def config(
     run: str | Path = "runs/siglip_world", world: str | Path | None = None, steps: int = 400
 ) -> TrainConfig:
-    world = world_of(world or Path(run) / "world")
+    world = Path(world) if world else world_of(Path(run) / "world")
     words = CaptionTokenizer(world, length=WORDS)
     text = SiglipTextConfig(
         vocab_size=len(words),

@@ -38,7 +38,7 @@ from streamjax.data.samplers import balance, balanced_order
 from streamjax.data.tasks import open_tasks
 from streamjax.models.pretraining import frozen
 from streamjax.models.streamformer import StreamFormerConfig
-from streamjax.train import CheckpointConfig, OptimConfig, TrainConfig
+from streamjax.train import CheckpointConfig, MeshConfig, OptimConfig, TrainConfig
 from streamjax.train.config import streamformer_undecayed
 from streamjax.train.pretraining import from_siglip, tiny_start
 from streamjax.train.video_tasks import objectives
@@ -95,5 +95,6 @@ def config(
         ),
         seed=42,
         frozen=frozen(StreamFormerConfig(add_lora_spatial=True)),
+        mesh=MeshConfig(data=1 if tiny else -1),
         checkpoint=CheckpointConfig(every=500),
     )

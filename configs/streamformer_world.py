@@ -60,7 +60,7 @@ def config(
     steps: int = 600,
     batch_size: int = 8,
 ) -> TrainConfig:
-    folder = PICTURES.world_of(world or Path(run) / "world")
+    folder = Path(world) if world else PICTURES.world_of(Path(run) / "world")
     siglip = Path(siglip) if siglip else siglip_of(Path(run) / "siglip", folder)
     words, vision = CaptionTokenizer(siglip, length=PICTURES.WORDS), PICTURES.VISION
     every = open_tasks(
