@@ -19,6 +19,7 @@ import contextlib
 import ctypes
 import os
 import queue
+import re
 import signal
 import socket
 import subprocess
@@ -34,6 +35,10 @@ GRACE_SECONDS = 3.0
 # A line is held for so long before it is printed: what the others say when one has died comes
 # before the news of its death, and explains nothing.
 HOLD_SECONDS = 0.3
+# What gloo says whenever it connects: several threads at once, so in pieces.
+GLOO = re.compile(
+    r"\[Gloo\] Rank|is connected to|peer ranks\.|Expected number of connected|peer ranks is :|\d|\s"
+)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -195,7 +200,7 @@ class Host:
 
 
 def _print(line: Line) -> None:
-    if line.text.startswith("[Gloo] Rank "):  # what gloo says on stdout when it is connected
+    if not GLOO.sub("", line.text):
         return
     if line.rank == 0 and line.results:
         print(line.text, end="", flush=True)

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -23,6 +23,8 @@ JOIN_SECONDS = 300
 # A process that says nothing for so long is dead, and the others end. Compiling is no silence:
 # the beats come from a thread of jax's own.
 HEARTBEAT_SECONDS = 30
+# The exit code that asks for another try (EX_TEMPFAIL of sysexits.h).
+OTHERS_LOST = 75
 
 
 class Stopped(SystemExit):
@@ -52,9 +54,9 @@ def joined(wait: float = JOIN_SECONDS) -> Iterator[None]:
     To be entered before jax knows its devices. When the body ends, or Stopped,
     KeyboardInterrupt(SAVED) or a FloatingPointError leaves it, all processes have come to that
     point and part together; of the latter only the first one tells. Any other error ends this
-    process at once with a line on stderr (exit code 2 for bad input, else 1): the others cannot go
-    on without it, and it would wait for them. So does waiting longer than `wait` seconds for them
-    to come.
+    process at once with a line on stderr (exit code 2 for bad input, 75 when the others are lost,
+    else 1): the others cannot go on without it, and it would wait for them. So does waiting longer
+    than `wait` seconds for them to come.
 
     Raises InputError as `group_of` does.
     """
@@ -63,6 +65,7 @@ def joined(wait: float = JOIN_SECONDS) -> Iterator[None]:
     if _joined is None:
         yield
         return
+    _keep_stdout_for_results()
     try:
         _start(_joined, wait)
         yield
@@ -87,7 +90,7 @@ def group_of(env: Mapping[str, str]) -> Group | None:
     them; Slurm's steps and GKE's TPU slices are recognised, and JAX_NUM_PROCESSES=auto leaves the
     whole search to jax.distributed.initialize(), as a TPU VM wants it.
 
-    Raises InputError when one of the three variables is missing or is no number.
+    Raises InputError when one of the three variables is missing or is not of its form.
     """
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     address, count, rank = (env.get(name) for name in names)
@@ -100,6 +103,8 @@ def group_of(env: Mapping[str, str]) -> Group | None:
         for name, value in ((names[1], count), (names[2], rank)):
             if not f"{value}".isdecimal():
                 raise InputError(f"{name}={value!r}, wanted a number")
+        if not f"{address}".rpartition(":")[2].isdecimal():
+            raise InputError(f"{names[0]}={address!r}, wanted host:port of process 0")
         options: dict[str, Any] = {
             "coordinator_address": address,
             "num_processes": int(f"{count}"),
@@ -196,17 +201,23 @@ def data_shard(mesh: Mesh) -> tuple[int, int]:
     rows = NamedSharding(mesh, PartitionSpec(RULES["batch"])).devices_indices_map((ways,))
     held: dict[int, set[int]] = {}
     for device, (index,) in rows.items():
-        start, stop, _ = index.indices(ways)
-        held.setdefault(device.process_index, set()).update(range(start, stop))
-    shares = sorted({tuple(sorted(some)) for some in held.values()})
-    if len(shares) * len(shares[0]) != ways or len({len(share) for share in shares}) > 1:
-        raise InputError(
-            f"the mesh's data*fsdp = {ways} parts of a batch do not divide over "
-            f"{len(held)} processes: wanted mesh.data*mesh.fsdp a multiple or a divisor of them"
-        )
-    me = jax.process_index()
+        held.setdefault(device.process_index, set()).update(range(*index.indices(ways)))
+    return share_of(held, ways, jax.process_index())
+
+
+def share_of(held: Mapping[int, Set[int]], ways: int, me: int) -> tuple[int, int]:
+    """`data_shard` for process `me`, from which of a batch's `ways` parts each process holds.
+
+    Raises InputError as `data_shard` does.
+    """
     if me not in held:
         raise InputError(f"the mesh holds no device of process {me}: make it larger")
+    shares = sorted({tuple(sorted(parts)) for parts in held.values()})
+    if any(len(share) * len(shares) != ways for share in shares):
+        raise InputError(
+            f"the {ways} parts of a batch (mesh data*fsdp) do not divide over {len(held)} "
+            f"processes: wanted a multiple or a divisor of their number"
+        )
     return shares.index(tuple(sorted(held[me]))), len(shares)
 
 
@@ -220,11 +231,11 @@ def _start(group: Group, wait: float) -> None:
         )
         os._exit(1)
 
+    if group.options.get("process_id") == 0:
+        _port_is_free(group.where)
     timer = threading.Timer(wait, late)
     timer.daemon = True
     timer.start()
-    if group.options.get("process_id") == 0:
-        _port_is_free(group.where)
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
     try:
         jax.distributed.initialize(
@@ -234,6 +245,14 @@ def _start(group: Group, wait: float) -> None:
         )
     finally:
         timer.cancel()
+
+
+def _keep_stdout_for_results() -> None:
+    """What libraries below Python print there (gloo, whenever it connects) goes to stderr."""
+    sys.stdout.flush()
+    results = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)
+    os.dup2(2, 1)
+    sys.stdout = results
 
 
 def _port_is_free(address: str) -> None:
@@ -250,19 +269,20 @@ def _port_is_free(address: str) -> None:
 def _end(error: BaseException, group: Group) -> None:
     """Ends this process with a line and without the goodbye that waits for the others."""
     told = f"{type(error).__name__}: {error}".splitlines()[0]
+    code = error.code if isinstance(error, SystemExit) else 1
     if isinstance(error, InputError | OSError):
         _say(f"{group.me}: {error}")
-    elif isinstance(error, jax.errors.JaxRuntimeError):
-        _say(f"{group.me}: {told} (if another process died first, its last words say why)")
+        code = 2
+    elif isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in told:
+        _say(f"{group.me}: lost the others ({told}): what the first to die said tells why")
+        code = OTHERS_LOST
     elif isinstance(error, Exception):
         traceback.print_exception(error)
         _say(f"{group.me}: {told}")
     sys.stdout.flush()
     if group.me.startswith("process 0 "):
         time.sleep(1)  # the others lose their coordinator with us: let them say the same first
-    code = error.code if isinstance(error, SystemExit) else None
-    bad_input = isinstance(error, InputError | OSError)
-    os._exit(code if isinstance(code, int) else 2 if bad_input else 1)
+    os._exit(code if isinstance(code, int) else 1)
 
 
 def _say(line: str) -> None:
