@@ -1,10 +1,11 @@
 """A step of StreamFormer's pre-training, beside the original's step in PyTorch.
 
-The peer does what the original does, in our words: tokens patch-major, attention written out (or
-PyTorch's fused one, --fused), LoRA as two more products, AdamW with the published groups. Both get
-the same weights and the same clips; loss and every gradient of the first step are compared before
-anything is timed, and steps are timed in turns. Pin it to one core; the medians of CPU seconds are
-what a busy machine disturbs least.
+The peer does what the original does, in our words: tokens patch-major, attention written out, LoRA
+as two more products, AdamW with the published groups; and once more with PyTorch's fused attention,
+which the original does not use. Both sides get the same weights and the same clips; loss and every
+gradient of the first step are compared before anything is timed, and steps are timed in turns. Pin
+it to one core; the medians of CPU seconds are what a busy machine disturbs least. The file is
+written after every turn.
 
     taskset -c 1 python benchmarks/streamformer_train.py --memory --out FILE
 
@@ -15,7 +16,6 @@ import argparse
 import ctypes
 import json
 import math
-import os
 import statistics
 import subprocess
 import sys
@@ -55,11 +55,13 @@ class Projection(nn.Linear):
 
 
 class Attention(nn.Module):
-    def __init__(self, c, *, lora, causal, fused):
+    fused = False  # of all of them
+
+    def __init__(self, c, *, lora, causal):
         super().__init__()
         d, self.heads = c.hidden_size, c.num_attention_heads
         self.qkv, self.out = Projection(d, 3 * d, lora), Projection(d, d, lora)
-        self.causal, self.fused = causal, fused
+        self.causal = causal
 
     def forward(self, x):
         rows, length, d = x.shape
@@ -87,16 +89,16 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, c, fused):
+    def __init__(self, c):
         super().__init__()
         d = c.hidden_size
         self.temporal_norm, self.attn_norm, self.mlp_norm = (
             nn.LayerNorm(d, eps=c.layer_norm_eps) for _ in range(3)
         )
-        self.temporal = Attention(c, lora=False, causal=True, fused=fused)
+        self.temporal = Attention(c, lora=False, causal=True)
         self.temporal_dense = nn.Linear(d, d)
         self.gate = nn.Parameter(torch.zeros(()))
-        self.attn = Attention(c, lora=c.add_lora_spatial, causal=False, fused=fused)
+        self.attn = Attention(c, lora=c.add_lora_spatial, causal=False)
         self.mlp = Mlp(c)
 
     def forward(self, x, b, t, p):
@@ -129,14 +131,14 @@ class Head(nn.Module):
 class Peer(nn.Module):
     """The tower and the head of one recognition task."""
 
-    def __init__(self, c, fused=False):
+    def __init__(self, c):
         super().__init__()
         d = c.hidden_size
         self.config = c
         self.patch = nn.Conv2d(c.num_channels, d, c.patch_size, c.patch_size)
         self.position = nn.Parameter(torch.zeros(c.patches, d))
         self.time = nn.Parameter(torch.zeros(c.num_frames, d))
-        self.layers = nn.ModuleList(Block(c, fused) for _ in range(c.num_hidden_layers))
+        self.layers = nn.ModuleList(Block(c) for _ in range(c.num_hidden_layers))
         self.norm = nn.LayerNorm(d, eps=c.layer_norm_eps)
         self.head = Head(c)
         self.logit_scale, self.logit_bias = (nn.Parameter(torch.zeros(())) for _ in range(2))
@@ -199,11 +201,7 @@ def as_theirs(leaf, layer, like):
     if like.ndim == 4:  # a patch of ours is row, column, channel
         d, c, h, w = like.shape
         return a.reshape(h, w, c, d).transpose(3, 2, 0, 1)
-    return a.T if like.ndim == 2 and a.shape == like.shape[::-1] and _matrix(like, a) else a
-
-
-def _matrix(like, a):
-    return not getattr(like, "table", False)
+    return a.T if like.ndim == 2 and not hasattr(like, "table") else a
 
 
 def flat(tree):
@@ -270,7 +268,7 @@ class Theirs:
 
     def __init__(self, args, case):
         c = TOWERS[args.size]
-        self.peer = Peer(c, args.fused)
+        self.peer = Peer(c)
         self.optimizer = self.peer.optimizer()
         if case is not None:
             clips, labels = (np.array(case.batch[k]) for k in ("frames", "label"))
@@ -293,6 +291,7 @@ class Theirs:
 
 
 def measure(args):
+    """Yields what has been measured, a turn more every time."""
     if args.keep_memory:
         keep_memory()
     ours = Ours(args)
@@ -300,49 +299,51 @@ def measure(args):
     places = load(theirs.peer, ours.case)
     told, loss = ours(), theirs()
     result = {"size": args.size, "clips": args.batch, "frames": args.frames}
-    result |= {"fused attention in torch": args.fused, "remat": args.remat}
-    result |= {"allocator keeps its memory": args.keep_memory}
+    result |= {"remat": args.remat, "allocator keeps its memory": args.keep_memory}
     result |= compare(theirs.peer, places, ours.case, loss, told)
     print(json.dumps(result, indent=1), flush=True)
     wanted = train.products(ours.case.tower, args.batch, args.frames)
+    product_flops = sum(p.step_flops for p in wanted)
+    flops = product_flops + train.attention_flops(ours.case.tower, args.batch, args.frames)
     floor = train.time_products(wanted, jnp.float32, time.process_time)
     next(floor)
-    times = {"ours": [], "torch": [], "products": []}
+    times = {"ours": [], "torch": [], "torch, fused attention": [], "products": []}
     for _ in range(args.steps):
-        for name, call in (("ours", ours), ("torch", theirs)):
+        for name in list(times)[:3]:
+            Attention.fused = "fused" in name
             begin = clocks()
-            call()
+            ours() if name == "ours" else theirs()
             times[name].append(since(begin))
         times["products"].append((next(floor), math.nan))
         print({name: [round(s, 2) for s in t[-1]] for name, t in times.items()}, flush=True)
-    cpu, wall = (
-        {name: statistics.median(t[i] for t in ts) for name, ts in times.items()} for i in (0, 1)
-    )
-    product_flops = sum(p.step_flops for p in wanted)
-    flops = product_flops + train.attention_flops(ours.case.tower, args.batch, args.frames)
-    rate = product_flops / cpu["products"]
-    return result | {
-        "steps": args.steps,
-        "cpu seconds": cpu,
-        "cpu seconds of every step": {k: [s[0] for s in t] for k, t in times.items()},
-        "cpu, ours / torch": cpu["ours"] / cpu["torch"],
-        "cpu, ours / products": cpu["ours"] / cpu["products"],
-        "cpu, torch / products": cpu["torch"] / cpu["products"],
-        "wall seconds, ours and torch": [wall["ours"], wall["torch"]],
-        "wall, ours / torch": wall["ours"] / wall["torch"],
-        "clips per cpu second, ours and torch": [args.batch / cpu[k] for k in ("ours", "torch")],
-        "GFLOP of a step": flops / 1e9,
-        "GFLOP/s of the products, measured": rate / 1e9,
-        "share of that rate, ours and torch": [flops / cpu[k] / rate for k in ("ours", "torch")],
-        "MB that our compiled step needs beside its state": ours.case.memory / MB,
-    }
+        cpu, wall = (
+            {name: statistics.median(t[i] for t in ts) for name, ts in times.items()}
+            for i in (0, 1)
+        )
+        rate = product_flops / cpu.pop("products")
+        yield result | {
+            "turns": len(times["ours"]),
+            "cpu seconds of a step": cpu,
+            "cpu, ours / torch": cpu["ours"] / cpu["torch"],
+            "cpu, ours / torch with fused attention": cpu["ours"] / cpu["torch, fused attention"],
+            "wall, ours / torch": wall["ours"] / wall["torch"],
+            "clips per cpu second": {name: args.batch / s for name, s in cpu.items()},
+            "cpu seconds of the products": product_flops / rate,
+            "cpu, step / products": {name: s * rate / product_flops for name, s in cpu.items()},
+            "GFLOP of a step": flops / 1e9,
+            "GFLOP/s of the products": rate / 1e9,
+            "share of that rate": {name: flops / s / rate for name, s in cpu.items()},
+            "cpu seconds, every turn": {name: [s for s, _ in t] for name, t in times.items()},
+            "MB that our compiled step needs beside its state": ours.case.memory / MB,
+        }
 
 
 def memory(args, side):
-    """MB that this process held at most during its third step, beyond what it had imported."""
+    """MB that this process held at most during its second step, beyond what it had imported."""
+    jnp.zeros(1).block_until_ready()  # the backend itself is no part of a step
     before = resident("VmRSS")
     call = Ours(args) if side == "ours" else Theirs(args, None)
-    call(), call()
+    call()
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: compiling is not counted
     call()
     print(json.dumps({"peak MB": resident("VmHWM") - before}))
@@ -375,7 +376,6 @@ def main():
     parser.add_argument("--frames", type=int, default=16, help="of a clip")
     parser.add_argument("--steps", type=int, default=5, help="timed of each, in turns")
     parser.add_argument("--remat", default=train.REMAT, help="'' keeps everything")
-    parser.add_argument("--fused", action="store_true", help="PyTorch's fused attention")
     parser.add_argument("--keep-memory", action="store_true", help="glibc keeps freed memory")
     parser.add_argument("--memory", action="store_true", help="measure memory too")
     parser.add_argument("--memory-of", choices=("ours", "torch"), help=argparse.SUPPRESS)
@@ -384,15 +384,20 @@ def main():
     if args.memory_of:
         memory(args, args.memory_of)
         return
-    result = measure(args)
+    result = {}
+    for result in measure(args):
+        write(args, result)
     if args.memory:
         for side in ("ours", "torch"):
             command = [sys.executable, *sys.argv, "--memory-of", side]
             told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
             result[f"peak MB of a process, {side}"] = json.loads(told.splitlines()[-1])["peak MB"]
-    about = describe() | {"torch": torch.__version__, "torch threads": torch.get_num_threads()}
-    about |= {"tunables": os.environ.get("GLIBC_TUNABLES", "")}
+        write(args, result)
     print(json.dumps(result, indent=1))
+
+
+def write(args, result):
+    about = describe() | {"torch": torch.__version__, "torch threads": torch.get_num_threads()}
     if args.out:
         args.out.write_text(json.dumps({"machine": about, **result}, indent=1) + "\n")
 
