@@ -184,7 +184,7 @@ class _Run:
 
 def _recognition(run: _Run, held: HeldOut, training: HeldOut | None = None) -> Found:
     """With training clips a linear probe too; those of them that are skipped are told as well."""
-    ((dataset, classes),) = run.classes().items()
+    (classes,) = run.classes().values()
     features, labels = _clips(run, held)
     logits = run.logits(_unit(features) @ classes.T)
     sums = recognition.score(recognition.merge_views(logits), labels)
@@ -197,7 +197,7 @@ def _recognition(run: _Run, held: HeldOut, training: HeldOut | None = None) -> F
         scores |= {f"probe_{name}": share for name, share in right.items()}
         scores["probe_clips"] = training.used
         held.skipped += training.skipped
-    return {dataset: (scores, sums.count, "clips")}
+    return {"": (scores, sums.count, "clips")}
 
 
 def _clips(run: _Run, held: HeldOut) -> tuple[np.ndarray, np.ndarray]:
