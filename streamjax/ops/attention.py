@@ -1,8 +1,17 @@
-"""Causal attention, heads-major: whole sequences in triangular blocks, chunks against a cache."""
+"""Causal attention, heads-major: whole sequences by the device's kernel, chunks against a cache."""
+
+import math
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
+
+from streamjax.ops import cudnn
+from streamjax.sharding import spec_of
+
+Kernel = Literal["blocks", "splash", "cudnn"]
 
 # A sequence is cut into at most BLOCKS query blocks, each of which reads only the keys up to its
 # own end; a block is walked ROWS queries at a time. So the largest score tile is ROWS x l, never
@@ -20,23 +29,147 @@ def causal_attention(
     k: Float[Array, "b k l h"],
     v: Float[Array, "b k l h"],
     segments: Int[Array, "b l"] | None = None,
+    *,
+    kernel: Kernel | None = None,
 ) -> Float[Array, "b n l h"]:
     """Each token attends to the tokens before it and itself, within its own segment.
 
     Query head i reads key head i // (n / k). Scores are scaled by h**-0.5; the softmax is float32.
     With `segments`, tokens see only tokens of the same number: packed rows, and padding under a
-    number of its own. Every block recomputes its probabilities in the backward pass.
+    number of its own; equal numbers stand together. No form builds l x l scores, and all recompute
+    their probabilities in the backward pass.
+
+    `kernel` (None: `kernel_for`) is "splash" on TPUs, "cudnn" on GPUs that have a kernel for these
+    heads, "blocks" everywhere. On a mesh rows, heads and queries stay where they are, over data,
+    tensor and context; keys and values are gathered over context.
     """
+    kernel = kernel or kernel_for(q.dtype, q.shape[-1], packed=segments is not None)
+    mesh = jax.sharding.get_abstract_mesh()
+    spread = not mesh.empty and mesh.size > 1 and not mesh.manual_axes
+    if kernel == "splash":
+        return _splash(q, k, v, segments, mesh if spread else None)
+    ids = None if segments is None else (segments, segments)
+    if not spread:
+        return _local(kernel, q, k, v, ids, None)
+    specs = _layout(q, k, mesh)
+    k, v = specs.repeated(k), specs.repeated(v)
+
+    def local(q, k, v, ids):
+        part = None if specs.length is None else jax.lax.axis_index(specs.length)
+        return _local(kernel, q, k, v, ids, part)
+
+    return specs.map(local, q, k, v, ids)
+
+
+def kernel_for(dtype: Any, head_dim: int, *, packed: bool) -> Kernel:
+    """The kernel for the devices that a program is compiled for: the mesh's, or the default one.
+
+    A mesh of another machine's devices (`streamjax fit`) counts, so that the program compiled for
+    a pod is the pod's.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    device = None if mesh.empty else mesh.abstract_device
+    platform = jax.default_backend() if device is None else device.platform
+    if platform == "tpu":
+        return "splash"
+    if platform in ("gpu", "cuda") and cudnn.takes(jnp.dtype(dtype), head_dim, packed=packed):
+        return "cudnn"
+    return "blocks"
+
+
+class _Layout(NamedTuple):
+    """How one attention lies on a mesh: the mesh axes of rows, heads and queries, each or None."""
+
+    mesh: Any
+    rows: Any
+    heads: Any
+    length: Any
+    repeats: int
+
+    def repeated(self, k):
+        """Key heads as often as the devices that need them."""
+        return jnp.repeat(k, self.repeats, axis=1) if self.repeats > 1 else k
+
+    def map(self, local, q, k, v, ids, *more):
+        """shard_map; more: pairs of (argument, its specs) that come first."""
+        queries = PartitionSpec(self.rows, self.heads, self.length, None)
+        keys = PartitionSpec(self.rows, self.heads, None, None)
+        of_ids = (PartitionSpec(self.rows, self.length), PartitionSpec(self.rows, None))
+        specs = (*(spec for _, spec in more), queries, keys, keys, None if ids is None else of_ids)
+        run = jax.shard_map(
+            local, mesh=self.mesh, in_specs=specs, out_specs=queries, check_vma=False
+        )
+        return run(*(argument for argument, _ in more), q, k, v, ids)
+
+
+def _layout(q, k, mesh) -> _Layout:
+    rows, heads, length, _ = spec_of(q.shape, ("batch", "heads", "length", None), mesh)
+    ways = _ways(mesh, heads)
+    key_heads = k.shape[1]
+    repeats = 1
+    if key_heads % ways:
+        # Fewer key heads than devices: each goes to all those whose queries read it.
+        repeats = ways // key_heads if ways % key_heads == 0 else 1
+        heads = heads if repeats > 1 else None
+    return _Layout(mesh, rows, heads, length, repeats)
+
+
+def _ways(mesh, entry) -> int:
+    """Over how many devices an entry of a PartitionSpec cuts."""
+    axes = (entry,) if isinstance(entry, str) else entry or ()
+    return math.prod(mesh.shape[axis] for axis in axes)
+
+
+def _splash(q, k, v, segments, mesh, interpret=False):
+    from streamjax.ops.splash import Splash  # Pallas takes a second to import
+
+    specs = None if mesh is None else _layout(q, k, mesh)
+    shards = 1 if specs is None else _ways(mesh, specs.length)
+    splash = Splash(q.shape[2], shards, interpret)
+    q, k, v = (splash.pad(a, 2) for a in (q, k, v))
+    ids = None
+    if segments is not None:
+        segments = splash.pad(segments, 1)
+        ids = (segments, segments)
+    if specs is None:
+        out = splash(splash.kernel(q.shape[1]), q, k, v, ids)
+    else:
+        kernel = splash.kernel(q.shape[1] // _ways(mesh, specs.heads))
+        where = splash.specs(kernel, mesh, specs.length)
+        k, v = specs.repeated(k), specs.repeated(v)
+        out = specs.map(splash, q, k, v, ids, (kernel, where))
+    return out[:, :, : splash.length]
+
+
+def _local(kernel, q, k, v, ids, part):
+    """One device's share. part: which piece of the queries, where they are cut (None: all)."""
+    if kernel == "cudnn" and part is None:
+        if ids is None:
+            return cudnn.cudnn_attention(q, k, v, None)
+        few = (cudnn.begins(ids[0]).sum(1) <= cudnn.SEGMENTS).all()
+        return jax.lax.cond(
+            few,
+            lambda: cudnn.cudnn_attention(q, k, v, ids[0]),
+            lambda: _blocks(q, k, v, ids),
+        )
+    if part is None:
+        return _blocks(q, k, v, ids)
+    # Which keys are behind a query is known at run time only: every tile reads all of them.
+    return _rows(q, k, v, *(ids or (None, None)), part * q.shape[2])
+
+
+def _blocks(q, k, v, ids):
+    """The triangle in blocks of queries, each with the keys up to its own end."""
     length = q.shape[2]
     block = max(ROWS, -(-length // BLOCKS))
     if length <= block:
-        return _block(q, k, v, segments, segments, 0)
+        return _block(q, k, v, *(ids or (None, None)), 0)
     outputs = []
     for start in range(0, length, block):
         stop = min(start + block, length)
-        ids = (None, None) if segments is None else (segments[:, start:stop], segments[:, :stop])
+        cut = (None, None) if ids is None else (ids[0][:, start:stop], ids[1][:, :stop])
         rows, keys, values = q[:, :, start:stop], k[:, :, :stop], v[:, :, :stop]
-        outputs.append(_rows(rows, keys, values, *ids, start))
+        outputs.append(_rows(rows, keys, values, *cut, start))
     return jnp.concatenate(outputs, axis=2)
 
 
@@ -127,7 +260,7 @@ def _rows(q, k, v, query_ids, key_ids, start):
     """One query block, ROWS queries at a time."""
     length = q.shape[2]
     if length <= ROWS:
-        return jax.checkpoint(_block, static_argnums=5)(q, k, v, query_ids, key_ids, start)
+        return jax.checkpoint(_block)(q, k, v, query_ids, key_ids, start)
     pad = -length % ROWS
     tiles = (length + pad) // ROWS
     b, n, _, h = q.shape
