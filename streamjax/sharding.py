@@ -5,7 +5,7 @@ This file alone says *where* it lives.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -40,27 +40,35 @@ class Placement(NamedTuple):
     copies: int
 
 
-def make_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1, context: int = 1) -> Mesh:
+def make_mesh(
+    *,
+    data: int = 1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    context: int = 1,
+    devices: Sequence[Any] | None = None,
+) -> Mesh:
     """The device mesh; `data=-1` takes the devices that the other axes leave over.
 
-    Axes that multiply to fewer devices than there are take the first ones. Raises InputError when
-    they need more.
+    devices: to choose from (None: all of this run). Axes that multiply to fewer than there are take
+    the first ones. Raises InputError when they need more.
     """
-    devices = jax.device_count()
+    among = jax.devices() if devices is None else devices
+    count = len(among)
     rest = fsdp * tensor * context
     if data == -1:
-        data = max(devices // rest, 1)
-    if data * rest > devices:
+        data = max(count // rest, 1)
+    if data * rest > count:
         raise InputError(
             f"mesh data={data} fsdp={fsdp} tensor={tensor} context={context} needs {data * rest} "
-            f"devices, found {devices}: lower them (mesh.data=-1 takes what the others leave over)"
+            f"devices, found {count}: lower them (mesh.data=-1 takes what the others leave over)"
         )
     # jax.make_mesh defaults to Explicit axes; this library is written for Auto.
     return jax.make_mesh(
         (data, fsdp, tensor, context),
         MESH_AXES,
         axis_types=(AxisType.Auto,) * 4,
-        devices=jax.devices()[: data * rest],
+        devices=among[: data * rest],
     )
 
 

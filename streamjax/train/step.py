@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,12 +63,26 @@ def make_step(config: TrainConfig, setup: Setup, mesh: Mesh | AbstractMesh) -> S
     return jax.jit(step, donate_argnums=0, out_shardings=(setup.shardings, everywhere))
 
 
-def _make_multitask(
+class TaskPrograms(NamedTuple):
+    """The compiled programs of a step over several tasks.
+
+    A total is (gradients, loss), in float32. `begin()` gives an empty one; `add[task](total,
+    params, frozen, batch, share)` adds a mini-batch's and gives its metrics; `apply(state, total)`
+    gives the state after the update, and what is told of it.
+    """
+
+    begin: Any
+    add: Mapping[str, Any]
+    apply: Any
+
+
+def task_programs(
     config: TrainConfig,
     objectives: Mapping[str, Objective],
     setup: Setup,
     mesh: Mesh | AbstractMesh,
-) -> Step:
+) -> TaskPrograms:
+    """What a step over several tasks runs; one program per task, whatever order they come in."""
     everywhere = NamedSharding(mesh, PartitionSpec())
     totals = (setup.shardings.params, everywhere)  # of the gradients and the loss
 
@@ -88,16 +102,27 @@ def _make_multitask(
 
         return jax.jit(add, donate_argnums=0, out_shardings=(totals, everywhere))
 
-    begin = jax.jit(nothing, out_shardings=totals)
-    add = {task: adder(objective) for task, objective in objectives.items()}
+    applied = _applied(config, setup)
+    return TaskPrograms(
+        begin=jax.jit(nothing, out_shardings=totals),
+        add={task: adder(objective) for task, objective in objectives.items()},
+        apply=jax.jit(
+            lambda state, total: applied(state, *total),
+            donate_argnums=0,
+            out_shardings=(setup.shardings, everywhere),
+        ),
+    )
+
+
+def _make_multitask(
+    config: TrainConfig,
+    objectives: Mapping[str, Objective],
+    setup: Setup,
+    mesh: Mesh | AbstractMesh,
+) -> Step:
+    begin, add, apply = task_programs(config, objectives, setup, mesh)
     plus = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))
     values = jax.jit(_values)
-    applied = _applied(config, setup)
-    apply = jax.jit(
-        lambda state, total: applied(state, *total),
-        donate_argnums=0,
-        out_shardings=(setup.shardings, everywhere),
-    )
 
     def step(
         state: TrainState, batch: Sequence[tuple[str, Mapping[str, jax.Array]]]
