@@ -294,8 +294,10 @@ def _path_of(record: Any) -> str | None:
 
 
 def _mind_the_parent(*_: Any) -> None:
-    """Runs in every worker: Ctrl-C is the parent's business, its death is the worker's end."""
+    """Runs in every worker: signals are the parent's business, its death is the worker's end."""
+    # A scheduler signals every process of a job; the step that is finished still wants its data.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
 

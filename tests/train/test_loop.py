@@ -106,7 +106,9 @@ def test_killed_and_interrupted_at_random_moments_it_goes_on_bit_for_bit(tmp_pat
     disturb(3, 15, subprocess.Popen.kill, "data.workers=2")
     with (broken / "metrics.jsonl").open("a") as file:
         file.write('{"step": 57, "lo')  # what a death in the middle of a write may leave
-    disturb(18, 33, subprocess.Popen.kill)
+    # A scheduler's SIGTERM, to every process of the job: saved and done, as far as it is concerned.
+    disturb(18, 33, lambda p: os.killpg(p.pid, signal.SIGTERM), "data.workers=1")
+    assert told[-1].endswith("returned 0")
     # Ctrl-C, as a terminal sends it: workers hear it too.
     said = disturb(36, 45, lambda p: os.killpg(p.pid, signal.SIGINT), "data.workers=1")
     stopped = len(rows(broken))
