@@ -54,7 +54,7 @@ class FrameScores:
         pairs = zip(self.scores.T, self.positive.T, strict=True)
         return np.array([average_precision(s, p) for s, p in pairs], np.float64)
 
-    def row(self) -> dict[str, float]:
+    def row(self) -> dict[str, float | int]:
         """The scores by name, as tables and JSON show them."""
         found = self.per_class
         absent = np.isnan(found)
@@ -107,7 +107,7 @@ class Segments:
 
         return Segments(merged(lambda part: part.found), merged(lambda part: part.true), firsts[-1])
 
-    def row(self) -> dict[str, float]:
+    def row(self) -> dict[str, float | int]:
         """The scores by name, as tables and JSON show them."""
         at = {overlap: self.mean_precision(overlap) for overlap in OVERLAPS}
         named = {f"segment_map@{overlap:g}": value for overlap, value in at.items()}

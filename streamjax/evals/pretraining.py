@@ -136,7 +136,7 @@ def head_for(model: Pretraining | ZeroShot, name: str, kind: str) -> TaskHead:
 
 # --- the kinds: data set -> (scores, n, unit) ----------------------------------------------------
 
-Found = dict[str, tuple[dict[str, float], int, str]]
+Found = dict[str, tuple[dict[str, float | int], int, str]]
 
 
 @dataclasses.dataclass

@@ -26,7 +26,7 @@ class Result:
     task: str
     dataset: str
     kind: str
-    scores: Mapping[str, float]
+    scores: Mapping[str, float | int]
     n: int
     unit: str
     skipped: tuple[str, ...] = ()
@@ -102,7 +102,7 @@ def files_hash(files: Sequence[Path], root: Path) -> str:
     return f"sha256 {digest.hexdigest()[:16]}"
 
 
-def _cell(name: str, value: float) -> str:
+def _cell(name: str, value: float | int) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.1f}" if name.endswith("_median") else f"{100 * value:.1f}"

@@ -45,7 +45,7 @@ class ClassMasks:
         either = self.true + self.said - self.right
         return np.where(self.true > 0, self.right / np.maximum(either, 1), np.nan)
 
-    def row(self) -> dict[str, float]:
+    def row(self) -> dict[str, float | int]:
         """The scores by name, as tables and JSON show them."""
         present = self.true > 0
         return {
@@ -81,7 +81,7 @@ class Referred:
             self.region + other.region, self.boundary + other.boundary, self.count + other.count
         )
 
-    def row(self) -> dict[str, float]:
+    def row(self) -> dict[str, float | int]:
         """The scores by name, as tables and JSON show them."""
         n = max(self.count, 1)
         j, f = self.region / n, self.boundary / n
