@@ -4,6 +4,10 @@
     streamjax eval runs/streamformer_world pretraining --data runs/streamformer_world/world
 
 Makes the world and the SigLIP (`siglip_world`) in the run's folder where they are missing.
+
+Ran in 288 to 321 s on 2 busy cores of an AMD EPYC, the SigLIP before it in 52 s. Held-out videos,
+zero-shot, over three seeds: frame mAP 24.2 +- 0.6 (SigLIP 12.4), grounding R@1 IoU 0.5 54.8 +- 3.2
+(6.3), mask mIoU 50.8 +- 0.9 (24.8); docs/pretraining.md has the rest.
 """
 
 import dataclasses
