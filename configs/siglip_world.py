@@ -6,7 +6,8 @@ StreamFormer's pre-training begins with a SigLIP, and the world has no released 
 of its videos against sentences: who is there, one of them, or what is going on. The temporal part
 stays shut. `streamformer_world` runs this by itself where it is given no SigLIP.
 
-Ran in 52 s on 2 busy cores of an AMD EPYC; of 48 pictures, 40 % then have their own sentence nearest.
+Ran in 52 s on 2 busy cores of an AMD EPYC; of 48 pictures 40 % then have their own sentence
+nearest.
 """
 
 import functools
