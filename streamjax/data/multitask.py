@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import grain
 import numpy as np
 
-from streamjax.data.pipeline import Batches, DataConfig, batches
+from streamjax.data.pipeline import Batches, DataConfig, Used, batches
 from streamjax.data.samplers import balance, balanced_order, unique_order
 from streamjax.errors import InputError
 
@@ -105,10 +105,14 @@ class MultiTask(grain.DatasetIterator):
         self.tasks = dict(tasks)
         self.turn = turn
         self.updates = 0
+        self.used: list[tuple[str, list[Used]]] = []  # as `Batches` has it, of each mini-batch
 
     def __next__(self) -> list[MiniBatch]:
-        """Raises InputError as `Batches` does, naming the task."""
-        update = [(name, next(self.tasks[name])) for name in self.turn(self.updates)]
+        """Raises as `Batches` does, naming the task."""
+        update, self.used = [], []
+        for name in self.turn(self.updates):
+            update.append((name, next(self.tasks[name])))
+            self.used.append((name, self.tasks[name].used))
         self.updates += 1
         return update
 

@@ -8,21 +8,25 @@ import dataclasses
 import logging
 import multiprocessing
 import os
+import queue
+import re
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
 import grain
 import numpy as np
 from absl import flags
 
-from streamjax.errors import InputError
+from streamjax.errors import InputError, RunError
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Transform = Callable[[Any, np.random.Generator], Mapping[str, Any]]
 
 
@@ -49,8 +53,9 @@ class DataConfig:
     in their order, and the one that does not fit a row any more begins the next. A record that
     either function cannot deliver (an exception) is skipped, counted and logged; past `max_bad`, a
     share of the samples seen, the run stops. `workers` are processes, `threads` belong to each of
-    them (or to the main process when there are none); `ahead` samples are prepared by each. None
-    of these three changes what is trained on.
+    them (or to the main process when there are none); `ahead` samples are prepared by each. When
+    for `patience` seconds no sample comes the run ends. None of these four changes what is trained
+    on.
     """
 
     source: Callable[[], Sequence[Any]]
@@ -60,6 +65,7 @@ class DataConfig:
     workers: int = 0
     threads: int = 0
     ahead: int = 16
+    patience: float = 600.0
     max_bad: float = 0.01
 
 
@@ -70,9 +76,26 @@ class Bad(NamedTuple):
     error: str
 
 
+class Made(NamedTuple):
+    """A sample with what it was made of: the record's index in the source, and its path if known."""
+
+    record: int
+    where: str
+    sample: Mapping[str, Any]
+
+
+class Used(NamedTuple):
+    """What one sample of a batch was: its place in the run's order of samples, and its record."""
+
+    row: int
+    sample: int
+    record: int
+    where: str
+
+
 @dataclasses.dataclass
 class _Load:
-    """Index -> sample or Bad; opens the source on first use, in the process that uses it."""
+    """Index -> Made or Bad; opens the source on first use, in the process that uses it."""
 
     open: Callable[[], Sequence[Any]]
     transform: Transform
@@ -85,7 +108,7 @@ class _Load:
                 self.source = self.open()
             record = self.source[index]
             where = _path_of(record) or where
-            return dict(self.transform(record, rng))
+            return Made(int(index), where, dict(self.transform(record, rng)))
         except Exception as error:
             return Bad(where, _told(error))
 
@@ -139,42 +162,46 @@ def batches(
             )
         return iter(stream)
 
-    return Batches(samples, batch_size, config.max_bad, config.pack, told=told, size=size)
+    return Batches(samples, batch_size, config, told=told, size=size, shard=shard)
 
 
 class Batches(grain.DatasetIterator):
     """Stacks good samples into batches; Orbax saves and restores its place in the data.
 
     The place is a number of samples, so that a run may go on with other workers or threads.
-    `seen` and `skipped` count samples since the first step of the run, restarts included; `size`
-    is the number of records of the source.
+    `seen` and `skipped` count samples since the first step of the run, restarts included; `used`
+    says what the last batch was made of; `size` is the number of records of the source.
     """
 
     def __init__(
         self,
         samples: Callable[[int], grain.DatasetIterator],
         batch_size: int,
-        max_bad: float,
-        pack: Packer | None,
+        config: DataConfig,
         *,
         told: str,
         size: int,
+        shard: tuple[int, int],
     ):
         super().__init__()
         self.samples = samples
         self.batch_size = batch_size
-        self.max_bad = max_bad
+        self.config = config
         self.seen = 0
         self.skipped = 0
-        self.pack = pack
         self.told = told  # the name that messages begin with
         self.size = size
-        self.waiting: Mapping[str, Any] | None = None  # the last sample, for which no row had room
+        self.shard = shard
+        self.used: list[Used] = []
+        self.waiting: tuple[int, Made] | None = None  # the last sample, for which no row had room
         self.stream: grain.DatasetIterator | None = None
+        self.stuck = False
 
     def __next__(self) -> dict[str, np.ndarray]:
-        """Raises InputError when too many samples are bad or two differ in keys or shapes."""
-        rows = [self._row() for _ in range(self.batch_size)]
+        """Raises InputError when too many samples are bad or two differ in keys or shapes, RunError
+        when a worker has died or no sample has come for `patience` seconds.
+        """
+        rows, self.used = patiently(self._rows, lambda: self.seen, self.config.patience, self._late)
         try:
             return stack_rows(rows)
         except InputError as error:
@@ -198,45 +225,110 @@ class Batches(grain.DatasetIterator):
         self._stop()
         super().close()
 
-    def _row(self) -> Mapping[str, Any]:
+    def _rows(self) -> tuple[list[Mapping[str, Any]], list[Used]]:
+        rows, used = [], []
+        for number in range(self.batch_size):
+            made = self._row()
+            samples = [sample.sample for _, sample in made]
+            rows.append(samples[0] if self.config.pack is None else self.config.pack.row(samples))
+            used += [Used(number, place, one.record, one.where) for place, one in made]
+        return rows, used
+
+    def _row(self) -> list[tuple[int, Made]]:
+        """The samples of one row, each with its place."""
         first, self.waiting = self.waiting, None
-        samples = [self._sample() if first is None else first]
-        if self.pack is None:
-            return samples[0]
-        while self.waiting is None:
+        made = [self._sample() if first is None else first]
+        pack = self.config.pack
+        while pack is not None and self.waiting is None:
             more = self._sample()
-            if self.pack.fits([*samples, more]):
-                samples.append(more)
+            if pack.fits([sample.sample for _, sample in [*made, more]]):
+                made.append(more)
             else:
                 self.waiting = more
-        return self.pack.row(samples)
+        return made
 
-    def _sample(self) -> Mapping[str, Any]:
+    def _sample(self) -> tuple[int, Made]:
         """The next good sample."""
         if self.stream is None:
             self.stream = self.samples(self.seen)
         while True:
-            sample = next(self.stream)
+            try:
+                sample = next(self.stream)
+            except RuntimeError as error:
+                # Grain's words for a worker that was killed, by want of memory for one.
+                if "terminated unexpectedly" not in str(error):
+                    raise
+                code = re.search(r"exit code (-?\d+)", str(error))
+                raise RunError(
+                    f"{self.told}a data worker died (exit code {code and code[1]}; -9: killed, "
+                    f"often for want of memory): lower data.workers or data.ahead, or look above "
+                    f"for what it said"
+                ) from None
+            place = self.shard[0] + self.seen * self.shard[1]
             self.seen += 1
             if not isinstance(sample, Bad):
-                return sample
+                return place, sample
             self._skip(sample)
+
+    def _late(self) -> RunError:
+        self.stuck = True
+        return RunError(
+            f"{self.told}no sample came for {self.config.patience:g} s (data.patience), after "
+            f"{self.seen}: a data worker, a file or a mount hangs"
+        )
 
     def _stop(self) -> None:
         stream, self.stream = self.__dict__.get("stream"), None
-        if stream is not None:
+        if stream is None:
+            return
+        if self.stuck:  # closing would wait for what hangs
+            for worker in multiprocessing.active_children():
+                if worker.name.startswith("grain-"):
+                    worker.kill()
+        else:
             stream.close()
 
     def _skip(self, bad: Bad) -> None:
         self.skipped += 1
         log.warning("skipped %s%s: %s", self.told, bad.where, bad.error)
         # A rate over fewer than a hundred samples says nothing: the first may well be the bad one.
-        if self.skipped > self.max_bad * max(self.seen, 100):
+        if self.skipped > self.config.max_bad * max(self.seen, 100):
             raise InputError(
                 f"{self.told}{self.skipped} of {self.seen} samples are bad, wanted at most "
-                f"{self.max_bad:.2%} (last: {bad.where}: {bad.error}): mend the data or raise "
+                f"{self.config.max_bad:.2%} (last: {bad.where}: {bad.error}): mend the data or raise "
                 f"data.max_bad"
             )
+
+
+def patiently(
+    make: Callable[[], T], progress: Callable[[], int], patience: float, late: Callable[[], Exception]
+) -> T:
+    """`make()`, in a thread that is left behind when `progress()` stands still for too long.
+
+    Raises what `make` does, and `late()` after `patience` seconds without progress.
+    """
+    done: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            done.put((make(), None))
+        except BaseException as error:
+            done.put((None, error))
+
+    threading.Thread(target=work, daemon=True, name="next batch").start()
+    at, since = progress(), time.monotonic()
+    while True:
+        try:
+            made, error = done.get(timeout=min(patience, 1.0))
+        except queue.Empty:
+            if progress() != at:
+                at, since = progress(), time.monotonic()
+            elif time.monotonic() - since >= patience:
+                raise late() from None
+            continue
+        if error is not None:
+            raise error
+        return cast(T, made)
 
 
 def stack_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
