@@ -32,6 +32,7 @@ layers, 60 steps on the embedded world, exported) took 49 s on one busy core of 
 import functools
 from pathlib import Path
 
+from streamjax.models.layers import Remat
 from streamjax.train import CheckpointConfig, MeshConfig, OptimConfig, TrainConfig, streamo
 from streamjax.train.objectives import converse
 
@@ -51,6 +52,7 @@ def config(
     length: int = 32768,
     dialogues: int = 1,
     parity: str = "fixed",
+    remat: Remat = "nothing_saveable",
     run: str | Path | None = None,
     tiny: bool = False,
 ) -> TrainConfig:
@@ -67,7 +69,7 @@ def config(
         steps=max(start.records // 512, 1),
         batch_size=512,
         accumulate=64,
-        model=start.model,
+        model=functools.partial(start.model, remat=remat),
         weights=start.weights,
         objective=functools.partial(
             converse, state_ids=start.state_ids, kind="focal", gamma=2.0, alpha="present"

@@ -89,6 +89,11 @@ def spec_of(shape: tuple[int, ...], names: tuple[str | None, ...], mesh: Any) ->
     return PartitionSpec(*entries)
 
 
+def mesh_axes(entry: Any) -> tuple[str, ...]:
+    """The mesh axes that an entry of a PartitionSpec names, in order."""
+    return (entry,) if isinstance(entry, str) else tuple(entry or ())
+
+
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """Pins an activation's layout; the identity when no mesh is set (`jax.set_mesh`)."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -4,21 +4,26 @@ Two forms of one function: `stream_loss` from logits, and `chunked_stream_loss` 
 which never holds the logits of the whole row. specs/streamo.md section 7.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from streamjax.errors import InputError
+from streamjax.sharding import mesh_axes, spec_of
 
 KINDS = ("focal", "scale", "ce")
 ALPHAS = ("present", "paper", None)
 StateIds = Sequence[int] | np.ndarray | Array | None
 Labels = Int[Array, "b l"] | Int[np.ndarray, "b l"]
 Scalar = Float[Array, ""]
+
+CHUNK = 256  # tokens of every row at a time, so that the kernel's gradient is seldom added to
 
 # The weights of Silence, Standby, Response in the paper's "Loss Scale" baseline (its Table 4).
 PAPER_SCALE = (0.3, 1.3, 2.0)
@@ -72,8 +77,8 @@ def stream_loss(
     or not wanted by the kind. specs/streamo.md 7.
     """
     plan = _plan(labels, segments, state_ids, logits.shape[-1], kind, gamma, alpha, state_weights)
-    terms, _ = _terms(jnp.asarray(logits)[:, :-1], plan)
-    return terms.sum() / _normalizer(normalizer, plan)
+    ce = _scored(jnp.asarray(logits)[:, :-1], plan.target).ce
+    return _weighted(ce, plan).sum() / _normalizer(normalizer, plan)
 
 
 def stream_metrics(
@@ -100,48 +105,120 @@ def chunked_stream_loss(
     state_weights: Sequence[float] | None = None,
     segments: Labels | None = None,
     normalizer: float | int | Array | None = None,
-    chunk: int = 64,
+    chunk: int = CHUNK,
 ) -> tuple[Scalar, StreamMetrics]:
     """`stream_loss(hidden @ kernel, ...)` and its metrics, `chunk` tokens of every row at a time.
 
-    Labelled tokens are gathered to the front of their row first, and chunks without any are
-    skipped: a dialogue whose tokens are mostly image pays for its answers only. Neither pass holds
-    more than [b chunk v] of logits. Value and gradients equal the plain form's.
+    Only labelled tokens are paid for: a dialogue whose tokens are mostly image costs what its
+    answers cost. The gradient is made on the way forward, from the same logits, so that there are
+    never more than [b chunk v] of them, and they are computed once. Products are of hidden's dtype,
+    their sums and the kernel's gradient float32. Value and gradients equal the plain form's.
+
+    On a mesh every device pays for its own rows and tokens over its own part of the vocabulary;
+    only numbers per token cross it, and the kernel's gradient once.
     """
     plan = _plan(labels, segments, state_ids, kernel.shape[-1], kind, gamma, alpha, state_weights)
-    rows, length = plan.target.shape
-    chunk = min(chunk, length)
-    padding = -length % chunk
-    # Within each row, so that rows that live on different devices never meet.
-    order = jnp.argsort(~plan.valid, axis=1, stable=True)
+    behind = ((0, 0), (0, 1))  # the last token of a row predicts nothing
+    fields = {name: jnp.pad(getattr(plan, name), behind) for name in _PER_TOKEN}
+    run = functools.partial(_spread, plan, min(chunk, hidden.shape[1]))
 
-    def split(x):
-        x = jnp.take_along_axis(x, order.reshape(*order.shape, *(1,) * (x.ndim - 2)), axis=1)
-        x = jnp.pad(x, ((0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(rows, -1, chunk, *x.shape[2:]), 1, 0)
+    @jax.custom_vjp
+    def paid(hidden, kernel, fields):
+        return run(hidden, kernel, fields, gradients=False)[0]
 
-    def pay(x, part):
-        # Not ops.linear: it would round the logits to hidden's dtype.
-        logits = jax.lax.dot_general(
-            x, kernel.astype(x.dtype), (((2,), (0,)), ((), ())), preferred_element_type=jnp.float32
-        )
-        terms, predicted = _terms(logits, part)
-        return terms.sum(), _metrics(predicted, part)
+    def forward(hidden, kernel, fields):
+        return run(hidden, kernel, fields, gradients=True)
 
-    def nothing():
-        one, three = jnp.zeros((), jnp.float32), jnp.zeros((3,), jnp.float32)
-        return one, StreamMetrics(one, one, three, three, three)
+    def backward(gradients, cotangents):
+        by_hidden, by_kernel = gradients
+        return (by_hidden * cotangents[0].astype(by_hidden.dtype), by_kernel * cotangents[0], None)
 
-    @jax.checkpoint
-    def body(total, xs):
-        x, *fields = xs
-        part = plan._replace(**dict(zip(_PER_TOKEN, fields, strict=True)))
-        paid = jax.lax.cond(part.valid.any(), lambda: pay(x, part), nothing)
-        return jax.tree.map(jnp.add, total, paid), None
-
-    xs = [split(x) for x in (hidden[:, :-1], *(getattr(plan, f) for f in _PER_TOKEN))]
-    (total, metrics), _ = jax.lax.scan(body, nothing(), tuple(xs))
+    paid.defvjp(forward, backward)
+    total, metrics = paid(hidden, kernel, fields)
     return total / _normalizer(normalizer, plan), metrics
+
+
+def _spread(plan, chunk, hidden, kernel, fields, *, gradients: bool):
+    """((total, metrics), gradients by hidden and kernel), each device for its part of a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or mesh.manual_axes:
+        return _walk(plan, chunk, None, hidden, kernel, fields, gradients)
+    rows, length, _ = spec_of(hidden.shape, ("batch", "length", None), mesh)
+    embed, vocab = spec_of(kernel.shape, ("embed", "vocab"), mesh)
+    shared = mesh_axes(rows) + mesh_axes(length)  # what the tokens are cut over
+    if not set(mesh_axes(embed)) <= set(shared):
+        embed = None
+
+    def local(hidden, kernel, fields):
+        paid, by = _walk(plan, chunk, vocab, hidden, kernel, fields, gradients)
+        paid = jax.lax.psum(paid, shared) if shared else paid
+        if not gradients:
+            return paid, by
+        by_hidden, by_kernel = by
+        if vocab is not None:
+            by_hidden = jax.lax.psum(by_hidden, vocab)
+        left = [axis for axis in shared if axis not in mesh_axes(embed)]
+        by_kernel = jax.lax.psum(by_kernel, left) if left else by_kernel
+        for axis in mesh_axes(embed):
+            by_kernel = jax.lax.psum_scatter(by_kernel, axis, scatter_dimension=0, tiled=True)
+        return paid, (by_hidden, by_kernel)
+
+    of_hidden, of_kernel = PartitionSpec(rows, length, None), PartitionSpec(embed, vocab)
+    run = jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(of_hidden, PartitionSpec(None, vocab), PartitionSpec(rows, length)),
+        out_specs=(PartitionSpec(), (of_hidden, of_kernel) if gradients else None),
+        check_vma=False,
+    )
+    # Cast before it is put together, which it is once and not for every chunk.
+    return run(hidden, kernel.astype(hidden.dtype), fields)
+
+
+def _walk(plan, chunk, vocab, hidden, kernel, fields, gradients: bool):
+    """The labelled tokens of these rows over these columns of the vocabulary.
+
+    vocab: the mesh axes that its other columns lie along, or None.
+    """
+    kernel = kernel.astype(hidden.dtype)
+    valid = fields["valid"]
+    b, length = valid.shape
+    order = jnp.argsort(~valid, axis=1, stable=True)
+    order = jnp.pad(order, ((0, 0), (0, -length % chunk)), constant_values=length)
+    rows = jnp.arange(b)[:, None]
+
+    def dot(left, right, axes):
+        # Not ops.linear: it would round the logits to hidden's dtype.
+        dims = (axes, ((), ()))
+        return jax.lax.dot_general(left, right, dims, preferred_element_type=jnp.float32)
+
+    def body(i, carry):
+        paid, by = carry
+        tokens = jax.lax.dynamic_slice_in_dim(order, i * chunk, chunk, 1)
+        x, here = jax.tree.map(
+            lambda a: a.at[rows, tokens].get(mode="fill", fill_value=0), (hidden, fields)
+        )
+        part = plan._replace(**here)
+        scores = _scored(dot(x, kernel, ((2,), (0,))), part.target, vocab)
+        terms, pull = jax.vjp(lambda ce: _weighted(ce, part), scores.ce)
+        paid = jax.tree.map(jnp.add, paid, (terms.sum(), _metrics(scores.best, part)))
+        if not gradients:
+            return paid, by
+        (slope,) = pull(jnp.ones_like(terms))
+        pushed = slope[..., None] * (scores.exps / scores.total[..., None] - scores.hit)
+        pushed = pushed.astype(x.dtype)
+        by_hidden, by_kernel = by
+        by_x = dot(pushed, kernel, ((2,), (1,))).astype(x.dtype)
+        by_hidden = by_hidden.at[rows, tokens].set(by_x, mode="drop", unique_indices=True)
+        return paid, (by_hidden, by_kernel + dot(x, pushed, ((0, 1), (0, 1))))
+
+    one, three = jnp.zeros((), jnp.float32), jnp.zeros((3,), jnp.float32)
+    by = None
+    if gradients:
+        by = (jnp.zeros_like(hidden), jnp.zeros(kernel.shape, jnp.float32))
+    begin = ((one, StreamMetrics(one, one, three, three, three)), by)
+    chunks = -(-valid.sum(1).max() // chunk)
+    return jax.lax.fori_loop(0, chunks, body, begin)
 
 
 def state_f1(metrics: StreamMetrics) -> Scalar:
@@ -219,21 +296,44 @@ def _balance(state, segments, present: bool) -> Float[Array, "b n"]:
     return jnp.where(state < 3, balanced, 1.0)
 
 
-def _terms(logits, plan: _Plan):
-    """weight * cross-entropy per position (0 where there is no label), and the best token."""
+class _Scores(NamedTuple):
+    """What logits say of a target: cross-entropy, the best token, and what the gradient is of."""
+
+    ce: Float[Array, "b n"]
+    best: Int[Array, "b n"]
+    exps: Float[Array, "b n v"]
+    total: Float[Array, "b n"]
+    hit: Bool[Array, "b n v"]
+
+
+def _scored(logits, target, vocab=None) -> _Scores:
+    """vocab: the mesh axes along which the other columns of the logits lie, or None."""
     logits = logits.astype(jnp.float32)
+    size = logits.shape[-1]
+    first = 0 if vocab is None else jax.lax.axis_index(vocab) * size
     # A masked sum, not a gather: a vocabulary that is split over devices stays where it is.
-    hit = jnp.arange(logits.shape[-1]) == plan.target[..., None]
+    hit = first + jnp.arange(size) == target[..., None]
+    top, best = jax.lax.stop_gradient(logits.max(-1)), jnp.argmax(logits, axis=-1)
+    if vocab is not None:
+        own, top = top, jax.lax.pmax(top, vocab)
+        best = jax.lax.pmin(jnp.where(own == top, first + best, jnp.iinfo(jnp.int32).max), vocab)
     # The maximum is taken off both sides: added back, it would round a small cross-entropy away.
-    shifted = logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True))
-    chosen = jnp.where(hit, shifted, 0).sum(-1)
-    ce = jnp.log(jnp.exp(shifted).sum(-1)) - chosen
+    shifted = logits - top[..., None]
+    exps = jnp.exp(shifted)
+    total, chosen = exps.sum(-1), jnp.where(hit, shifted, 0).sum(-1)
+    if vocab is not None:
+        total, chosen = jax.lax.psum((total, chosen), vocab)
+    return _Scores(jnp.log(total) - chosen, best, exps, total, hit)
+
+
+def _weighted(ce, plan: _Plan):
+    """weight * cross-entropy per position, 0 where there is no label."""
     weight = plan.scale
     if plan.gamma:
         # 1 - p without cancellation; the floor keeps the gradient of a certain token finite.
         doubt = jnp.maximum(-jnp.expm1(-ce), 1e-30)
         weight = weight * jnp.where(plan.state < 3, doubt**plan.gamma, 1.0)
-    return jnp.where(plan.valid, weight * ce, 0.0), jnp.argmax(logits, axis=-1)
+    return jnp.where(plan.valid, weight * ce, 0.0)
 
 
 def _metrics(predicted, plan: _Plan) -> StreamMetrics:

@@ -15,7 +15,15 @@ from flax import nnx
 from jax.nn import initializers
 from jaxtyping import Array, Float, Int
 
-from streamjax.models.layers import ACTIVATIONS, Linear, RMSNorm, parameter, run_layers, stack
+from streamjax.models.layers import (
+    ACTIVATIONS,
+    Linear,
+    Remat,
+    RMSNorm,
+    parameter,
+    run_layers,
+    stack,
+)
 from streamjax.ops.attention import cached_attention, causal_attention
 from streamjax.ops.cache import KVCache, empty_cache, reserve, write
 from streamjax.ops.linear import linear
@@ -122,8 +130,8 @@ class Block(nnx.Module):
 class Decoder(nnx.Module):
     """Embeddings in, final-normed hidden states out; `embed` and `head` are the two ends.
 
-    `head` [d v] is None where the output is tied to the embedding. `remat` names a policy of
-    jax.checkpoint_policies for training.
+    `head` [d v] is None where the output is tied to the embedding. `remat`: what the layers keep
+    when they are trained.
     """
 
     def __init__(
@@ -132,7 +140,7 @@ class Decoder(nnx.Module):
         *,
         rngs: nnx.Rngs,
         dtype: Any = jnp.float32,
-        remat: str | None = None,
+        remat: Remat | None = None,
     ):
         c, init = config, initializers.normal(config.initializer_range)
         self.config, self.dtype, self.remat = c, jnp.dtype(dtype), remat

@@ -1,7 +1,7 @@
 """The few modules that every architecture shares, and the two ways to run a stack of them."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,17 @@ from flax import nnx
 from jax.nn import initializers
 from jaxtyping import Array, Float
 
+from streamjax.ops.attention import KEPT
 from streamjax.ops.linear import layer_norm, linear, rms_norm
 from streamjax.sharding import axes
+
+Remat = Literal["nothing_saveable", "attention_saveable", "dots_with_no_batch_dims_saveable"]
+"""What layers keep for the backward pass beside their inputs; the rest is worked out again.
+
+nothing_saveable: nothing. attention_saveable: what attention gives (width numbers a token), which
+costs the most to work out again in long rows. dots_with_no_batch_dims_saveable: what every linear
+map gives, about ten widths a token. None, where it is allowed: all there is.
+"""
 
 ACTIVATIONS: dict[str, Callable] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -77,19 +86,27 @@ def for_stream(stacked: Any, depth: int) -> Any:
     return unstack(stacked, depth) if jax.default_backend() == "cpu" else stacked
 
 
+def policy_of(remat: Remat) -> Callable:
+    """jax.checkpoint's policy."""
+    if remat == "attention_saveable":
+        return jax.checkpoint_policies.save_only_these_names(KEPT)
+    return getattr(jax.checkpoint_policies, remat)
+
+
 def run_layers(
-    body: Callable, x: Any, layers: Any, *per_layer: Any, remat: str | None = None
+    body: Callable, x: Any, layers: Any, *per_layer: Any, remat: Remat | None = None
 ) -> tuple[Any, Any]:
     """Runs `x, y = body(x, (layer, *inputs))` over the depth; returns x and the stacked y's.
 
     `layers` is a stacked module, which is scanned, or a tuple of modules, which is a plain loop:
     on the CPU the loop is 1.3x faster for a stream that carries caches, the scan compiles in
     constant time. For the loop `per_layer` and the returned y's are sequences over the depth.
-    `remat` names a policy of jax.checkpoint_policies.
+    `remat`: see `Remat`; None keeps all.
     """
     if remat is not None:
-        policy = getattr(jax.checkpoint_policies, remat)
-        body = jax.checkpoint(body, prevent_cse=not isinstance(layers, nnx.Module), policy=policy)
+        body = jax.checkpoint(
+            body, prevent_cse=not isinstance(layers, nnx.Module), policy=policy_of(remat)
+        )
     if isinstance(layers, nnx.Module):
         return jax.lax.scan(body, x, (layers, *per_layer))
     ys: list[Any] = []

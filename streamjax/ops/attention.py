@@ -5,13 +5,15 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from streamjax.ops import cudnn
-from streamjax.sharding import spec_of
+from streamjax.sharding import mesh_axes, spec_of
 
 Kernel = Literal["blocks", "splash", "cudnn"]
+KEPT = "attention"  # the name under which a remat policy keeps what whole sequences give
 
 # A sequence is cut into at most BLOCKS query blocks, each of which reads only the keys up to its
 # own end; a block is walked ROWS queries at a time. So the largest score tile is ROWS x l, never
@@ -46,11 +48,11 @@ def causal_attention(
     kernel = kernel or kernel_for(q.dtype, q.shape[-1], packed=segments is not None)
     mesh = jax.sharding.get_abstract_mesh()
     spread = not mesh.empty and mesh.size > 1 and not mesh.manual_axes
-    if kernel == "splash":
+    if kernel == "splash":  # names its output itself, and more that its gradient is of
         return _splash(q, k, v, segments, mesh if spread else None)
     ids = None if segments is None else (segments, segments)
     if not spread:
-        return _local(kernel, q, k, v, ids, None)
+        return checkpoint_name(_local(kernel, q, k, v, ids, None), KEPT)
     specs = _layout(q, k, mesh)
     k, v = specs.repeated(k), specs.repeated(v)
 
@@ -58,7 +60,7 @@ def causal_attention(
         part = None if specs.length is None else jax.lax.axis_index(specs.length)
         return _local(kernel, q, k, v, ids, part)
 
-    return specs.map(local, q, k, v, ids)
+    return checkpoint_name(specs.map(local, q, k, v, ids), KEPT)
 
 
 def kernel_for(dtype: Any, head_dim: int, *, packed: bool) -> Kernel:
@@ -116,8 +118,7 @@ def _layout(q, k, mesh) -> _Layout:
 
 def _ways(mesh, entry) -> int:
     """Over how many devices an entry of a PartitionSpec cuts."""
-    axes = (entry,) if isinstance(entry, str) else entry or ()
-    return math.prod(mesh.shape[axis] for axis in axes)
+    return math.prod(mesh.shape[axis] for axis in mesh_axes(entry))
 
 
 def _splash(q, k, v, segments, mesh, interpret=False):
@@ -125,7 +126,7 @@ def _splash(q, k, v, segments, mesh, interpret=False):
 
     specs = None if mesh is None else _layout(q, k, mesh)
     shards = 1 if specs is None else _ways(mesh, specs.length)
-    splash = Splash(q.shape[2], shards, interpret)
+    splash = Splash(q.shape[2], KEPT, shards, interpret)
     q, k, v = (splash.pad(a, 2) for a in (q, k, v))
     ids = None
     if segments is not None:
@@ -155,7 +156,8 @@ def _local(kernel, q, k, v, ids, part):
     if part is None:
         return _blocks(q, k, v, ids)
     # Which keys are behind a query is known at run time only: every tile reads all of them.
-    return _rows(q, k, v, *(ids or (None, None)), part * q.shape[2])
+    of_queries, of_keys = ids or (None, None)
+    return _rows(q, k, v, of_queries, of_keys, part * q.shape[2])
 
 
 def _blocks(q, k, v, ids):
@@ -163,7 +165,7 @@ def _blocks(q, k, v, ids):
     length = q.shape[2]
     block = max(ROWS, -(-length // BLOCKS))
     if length <= block:
-        return _block(q, k, v, *(ids or (None, None)), 0)
+        return _block(q, k, v, ids and ids[0], ids and ids[1], 0)
     outputs = []
     for start in range(0, length, block):
         stop = min(start + block, length)

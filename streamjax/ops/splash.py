@@ -18,17 +18,18 @@ from jaxtyping import Array, Float, Int
 LANES = 128  # of a TPU: blocks are multiples of it
 QUERIES = 512  # of a block, at most
 KEYS = 1024
-KEPT = "attention"  # the name under which a remat policy keeps outputs and log-sums
 
 
 @dataclasses.dataclass(frozen=True)
 class Splash:
     """The kernel for sequences of one length, cut into `shards` along the queries.
 
+    kept: the name under which a remat policy keeps outputs and log-sums.
     interpret: Pallas' interpreter, for a machine without a TPU.
     """
 
     length: int
+    kept: str
     shards: int = 1
     interpret: bool = False
 
@@ -51,7 +52,7 @@ class Splash:
         mask = CausalMask((self.padded, self.padded), shard_count=self.shards)
         return make_splash_mha(
             MultiHeadMask([mask] * heads), block_sizes=blocks, head_shards=1,
-            q_seq_shards=self.shards, residual_checkpoint_name=KEPT, interpret=self.interpret,
+            q_seq_shards=self.shards, residual_checkpoint_name=self.kept, interpret=self.interpret,
         )  # fmt: skip
 
     def specs(self, kernel: Any, mesh: AbstractMesh, axes: str | tuple[str, ...] | None) -> Any:

@@ -42,7 +42,7 @@ def pinned(
     """The activations whose layout the step says; XLA derives the layout of the others."""
     abstract = mesh if isinstance(mesh, AbstractMesh) else mesh.abstract_mesh
     with jax.sharding.use_abstract_mesh(abstract):
-        program = make_step(config, setup, mesh).trace(setup.abstract, dict(batch)).jaxpr
+        program = jax.make_jaxpr(make_step(config, setup, mesh))(setup.abstract, dict(batch))
     found: dict[Placement, None] = {}
     for equation in _equations(program.jaxpr):
         if equation.primitive.name == "sharding_constraint":

@@ -42,6 +42,7 @@ from streamjax.errors import InputError
 from streamjax.folders import family_of, load
 from streamjax.models import internvl, qwen2_5_vl, qwen3_vl
 from streamjax.models.decoder import DecoderConfig
+from streamjax.models.layers import Remat
 from streamjax.models.vlm import VideoLM
 from streamjax.models.vocabulary import grow
 from streamjax.train.config import CheckpointConfig, MeshConfig, TrainConfig
@@ -52,7 +53,6 @@ Family = Literal["qwen2_5_vl", "qwen3_vl", "internvl"]
 
 FRAME_TOKENS = 128  # visual tokens of a frame, at most (MAX_PIXELS 100352)
 TURN_TEXT = 20  # text tokens of a turn, at least
-REMAT = "nothing_saveable"
 
 WORLD = WorldConfig(
     seconds=(8, 10),
@@ -143,12 +143,13 @@ def read_base(
     base: str,
     assets: tuple[str, Processor],
     trained: tuple[str, ...],
+    remat: Remat = "nothing_saveable",
     mesh: jax.sharding.Mesh | None = None,
 ) -> VideoLM:
     """The base model as it is trained: with rows for the state tokens, rematerialised by layers.
 
-    assets: the tokenizer's folder and the image processor. mesh: where the parameters go. rngs is
-    not used.
+    assets: the tokenizer's folder and the image processor. remat: what the language model's layers
+    keep. mesh: where the parameters go. rngs is not used.
     """
     del rngs
     model = load(base, dtype=jnp.bfloat16, mesh=mesh)
@@ -166,7 +167,7 @@ def read_base(
         state,
     )
     model = nnx.merge(graph, state)
-    model.decoder.remat = REMAT
+    model.decoder.remat = remat
     model.assets = dataclasses.replace(model.assets, tokenizer=tokenizer, processor=processor)
     return model
 
@@ -235,10 +236,17 @@ def shrunk(config: TrainConfig) -> TrainConfig:
     )
 
 
-def fresh(rngs: nnx.Rngs, *, config: Any, assets: Assets, dtype: Any = jnp.float32) -> VideoLM:
+def fresh(
+    rngs: nnx.Rngs,
+    *,
+    config: Any,
+    assets: Assets,
+    dtype: Any = jnp.float32,
+    remat: Remat = "nothing_saveable",
+) -> VideoLM:
     """A model of this configuration with random weights, rematerialised by layers."""
     model = _CLASSES[type(config)](config, rngs=rngs, dtype=dtype)
-    model.decoder.remat = REMAT
+    model.decoder.remat = remat
     model.assets = assets
     return model
 

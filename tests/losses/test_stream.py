@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 from streamjax.errors import InputError
 from streamjax.losses import chunked_stream_loss, state_f1, stream_loss, stream_metrics
+from streamjax.sharding import make_mesh
 
 STATES = (5, 6, 7)
 
@@ -235,21 +236,20 @@ def test_what_cannot_be_meant_is_an_error(state_ids, options, message):
 
 @pytest.mark.devices
 @pytest.mark.xdist_group("devices")
-def test_rows_and_vocabulary_may_live_on_different_devices(rng):
+def test_rows_tokens_and_vocabulary_live_on_different_devices(rng):
     hidden, kernel, labels = dialogues(rng, b=4)
-    mesh = jax.make_mesh((4, 2), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    labels = jnp.asarray(labels)
 
-    def place(x, *axes):
-        spec = jax.sharding.PartitionSpec(*axes)
-        return jax.device_put(x, jax.sharding.NamedSharding(mesh, spec))
-
-    @jax.jit
     def step(hidden, kernel, labels):
         def loss(hidden, kernel):
-            return chunked_stream_loss(hidden, kernel, labels, STATES, chunk=5)[0]
+            return chunked_stream_loss(hidden, kernel, labels, STATES, chunk=5)
 
-        return jax.value_and_grad(loss, (0, 1))(hidden, kernel)
+        return jax.value_and_grad(loss, (0, 1), has_aux=True)(hidden, kernel)
 
-    one = step(hidden, kernel, jnp.asarray(labels))
-    many = step(place(hidden, "data"), place(kernel, None, "tensor"), place(labels, "data"))
+    one = jax.jit(step)(hidden, kernel, labels)
+    with jax.set_mesh(make_mesh(fsdp=2, tensor=2, context=2)):
+        compiled = jax.jit(step).lower(hidden, kernel, labels).compile()
+        many = compiled(hidden, kernel, labels)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, many)
+    v, text = kernel.shape[1], compiled.as_text()
+    assert f"[2,5,{v // 2}]" in text and f"[2,5,{v}]" not in text
