@@ -72,7 +72,11 @@ def make_optimizer(
 
 def _dims(variable: nnx.Variable) -> int:
     """The number of dimensions of one layer's parameter."""
-    return len(variable.get_value().shape) - ("layers" in _names(variable))
+    names = variable.get_metadata().get("out_sharding")
+    if names is None:
+        return len(variable.get_value().shape)
+    # Of one number per layer flax forgets the axis of the layers.
+    return sum(name != "layers" for name in names)
 
 
 def _is_muon(path: tuple, variable: nnx.Variable) -> bool:
