@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from streamjax.models.layers import Linear, stack
+from streamjax.sharding import constrain
 from streamjax.train import (
     CheckpointConfig,
     DataConfig,
@@ -27,9 +28,12 @@ class Toy(nnx.Module):
 
     def __call__(self, x):
         def body(x, layer):
-            return x + jnp.tanh(layer(x)), None
+            return constrain(x + jnp.tanh(layer(x)), "batch", None), None
 
-        return self.head(jax.lax.scan(body, jnp.tanh(self.tower(x)), self.layers)[0])
+        # Without the layout of its carry, XLA (jax 0.10) gets a scan's gradients wrong over a mesh
+        # of data, fsdp and tensor; every model says it, too.
+        x = constrain(jnp.tanh(self.tower(x)), "batch", None)
+        return self.head(jax.lax.scan(body, x, self.layers)[0])
 
 
 def build(rngs):
