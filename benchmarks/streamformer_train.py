@@ -49,9 +49,9 @@ class Projection(nn.Linear):
             self.lora_b = nn.Linear(LORA_RANK, f, bias=False)
             self.weight.requires_grad_(False), self.bias.requires_grad_(False)
 
-    def forward(self, x):
-        y = super().forward(x)
-        return y + self.lora_b(self.lora_a(x)) if hasattr(self, "lora_a") else y
+    def forward(self, input):
+        y = super().forward(input)
+        return y + self.lora_b(self.lora_a(input)) if hasattr(self, "lora_a") else y
 
 
 class Attention(nn.Module):

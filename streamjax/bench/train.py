@@ -22,6 +22,7 @@ from flax import nnx
 
 from streamjax.bench.frame import TOWERS
 from streamjax.data.pipeline import DataConfig
+from streamjax.models.layers import Remat
 from streamjax.models.pretraining import Pretraining, frozen
 from streamjax.models.siglip_text import SiglipText, SiglipTextConfig
 from streamjax.models.streamformer import LORA_RANK, StreamFormer, StreamFormerConfig
@@ -35,7 +36,7 @@ TASK = "Kinetics"
 CLASSES = 400
 # Layers keep what their linear maps say and work the rest out again: attention, norms, gelu. On a
 # CPU that takes no longer than keeping all, and 0.6 times the memory.
-REMAT = "dots_with_no_batch_dims_saveable"
+REMAT: Remat = "dots_with_no_batch_dims_saveable"
 # Of parameters drawn at random, by what is in their names; the others have a mean of 0.
 MEANS = {"logit_scale": 2.3, "logit_bias": -2.0, "scale": 1.0, "gate": 0.5}
 # Dense bfloat16 products per second that makers state for their cards, in 1e12 operations.
@@ -103,7 +104,7 @@ class Case:
 
 
 def bench_train(
-    size: str, dtype: Any, batch: int, frames: int, steps: int, remat: str | None = REMAT
+    size: str, dtype: Any, batch: int, frames: int, steps: int, remat: Remat | None = REMAT
 ) -> TrainRow:
     """Times `steps` steps of a StreamFormer on clips of `frames` frames, and the products between.
 
@@ -149,7 +150,7 @@ def train_table(rows: Sequence[TrainRow]) -> str:
     return "\n".join([*lines, f"peak: {where}"])
 
 
-def make_case(size: str, dtype: Any, batch: int, frames: int, remat: str | None = REMAT) -> Case:
+def make_case(size: str, dtype: Any, batch: int, frames: int, remat: Remat | None = REMAT) -> Case:
     """The published step on one task and one device, weights of trained size, ready to run."""
     tower = TOWERS[size]
     config = TrainConfig(
@@ -175,7 +176,8 @@ def make_case(size: str, dtype: Any, batch: int, frames: int, remat: str | None 
         "label": rng.integers(0, CLASSES, batch).astype(np.int32),
     }
     arrays, state = put(config, clips, mesh), setup.make()
-    step = make_step(config, setup, mesh).lower(state, arrays).compile()
+    jitted: Any = make_step(config, setup, mesh)  # of one task: a jitted function
+    step = jitted.lower(state, arrays).compile()
     memory = step.memory_analysis()
     return Case(config, tower, state, arrays, step, getattr(memory, "temp_size_in_bytes", 0))
 
@@ -223,25 +225,35 @@ def time_products(
     Results are written over the ones before, so that no time goes into fresh pages.
     """
     rng = np.random.default_rng(0)
-    runs = []
+    runs: list[_Run] = []
     for p in wanted:
         x, w, g = (
             jnp.asarray(rng.normal(0, 0.1, shape), dtype)
             for shape in ((p.rows, p.d), (p.d, p.f), (p.rows, p.f))
         )
-        kinds = [((x, w), (1, 0))]
-        kinds += [((g, w), (1, 1))] * p.by_input + [((x, g), (0, 0))] * p.by_kernel
-        for sides, axes in kinds:
-            sizes = [side.shape[1 - axis] for side, axis in zip(sides, axes, strict=True)]
-            runs.append([p.count, sides, axes, jnp.zeros(sizes, dtype)])
+        kinds = [(x, w, (1, 0))]
+        kinds += [(g, w, (1, 1))] * p.by_input + [(x, g, (0, 0))] * p.by_kernel
+        for left, right, axes in kinds:
+            sizes = left.shape[1 - axes[0]], right.shape[1 - axes[1]]
+            runs.append(_Run(p.count, left, right, axes, jnp.zeros(sizes, dtype)))
     while True:
         total = 0.0
         for run in runs:
-            count, sides, axes, out = run
             begin = clock()
-            run[3] = jax.block_until_ready(_product(*sides, out, axes))
-            total += count * (clock() - begin)
+            run.out = jax.block_until_ready(_product(run.left, run.right, run.out, run.axes))
+            total += run.count * (clock() - begin)
         yield total
+
+
+@dataclasses.dataclass
+class _Run:
+    """One product: its sides, which axis of each is summed over, and where the result goes."""
+
+    count: int
+    left: jax.Array
+    right: jax.Array
+    axes: tuple[int, int]
+    out: jax.Array
 
 
 def stated_peak(dtype: Any) -> float | None:
@@ -263,7 +275,7 @@ def _product(a, b, out, axes):
 
 
 def _model(
-    rngs: nnx.Rngs, *, tower: StreamFormerConfig, dtype: Any, remat: str | None
+    rngs: nnx.Rngs, *, tower: StreamFormerConfig, dtype: Any, remat: Remat | None
 ) -> Pretraining:
     """Parameters of trained size: gates half open, norms about 1; the text tower a stand-in."""
     text = SiglipTextConfig(

@@ -21,6 +21,7 @@ from streamjax.models.layers import (
     ACTIVATIONS,
     LayerNorm,
     Linear,
+    Remat,
     for_stream,
     parameter,
     run_layers,
@@ -259,7 +260,7 @@ class StreamFormer(nnx.Module):
         *,
         rngs: nnx.Rngs,
         dtype: Any = jnp.float32,
-        remat: str | None = None,
+        remat: Remat | None = None,
     ):
         c = config
         d, e = c.hidden_size, c.patch_size**2 * c.num_channels
