@@ -24,6 +24,7 @@ from streamjax.models.vlm import host_grid
 from streamjax.ops.grouped import Groups, grouped_attention
 from streamjax.ops.linear import linear
 from streamjax.ops.rope import rope_table, rotate
+from streamjax.sharding import constrain
 
 THETA = 10000.0  # of the towers' rotation; no config key carries it
 
@@ -98,7 +99,7 @@ class VisionAttention(nnx.Module):
         """rope: `rope_2d` of the patches; attend(q, k, v): what to do with heads [n p h]."""
         patches, d = x.shape
         heads = self.qkv(x).reshape(patches, 3, self.num_heads, d // self.num_heads)
-        q, k, v = heads.transpose(1, 2, 0, 3)
+        q, k, v = (constrain(a, "heads", None, None) for a in heads.transpose(1, 2, 0, 3))
         q, k = (rotate(a[None], *rope)[0] for a in (q, k))
         return self.out(attend(q, k, v).swapaxes(0, 1).reshape(patches, d))
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 ROWS = 128  # queries of every group at a time, where groups are larger
 TILE = 2**22  # ... unless all scores at once are fewer than these
+HELD = 2**25  # scores held at once, of however many groups
 
 
 @jax.tree_util.register_dataclass
@@ -31,27 +32,47 @@ def grouped_attention(
 ) -> Float[Array, "n p h"]:
     """Each patch attends to all patches of its own group, and to no other.
 
-    Scores are scaled by h**-0.5; the softmax is float32. The largest tensor of scores is
-    [n g size size], or, of large groups, [n g ROWS size] that is made again in the backward pass:
-    never p x p. Patches of no group get what another one gets, which means nothing.
+    Scores are scaled by h**-0.5; the softmax is float32. Groups are taken a few at a time, large
+    ones ROWS queries at a time, so that about HELD scores are held at once, whatever p is; what is
+    taken piece by piece is made again in the backward pass. Patches of no group get what another one gets, which means nothing.
     """
     heads, patches, h = q.shape
     members = jnp.asarray(groups.members)
     if members.size == 0:  # rows of a batch without any picture
         return v
-    q, k, v = (jnp.take(a, members, axis=1, mode="clip") for a in (q, k, v))
-    mask = members < patches
     count, size = members.shape
-    if size <= ROWS or heads * count * size * size <= TILE:
-        out = _attend(q, k, v, mask)
+    # As many groups at a time as HELD scores allow: a row of 32k tokens has 400 pictures.
+    some = max(HELD // (heads * size * min(size, ROWS)), 1)
+    if some >= count:
+        out = _within(q, k, v, members)
     else:
-        pad = -size % ROWS
-        tiles = (size + pad) // ROWS
-        q = jnp.pad(q, ((0, 0), (0, 0), (0, pad), (0, 0)))
-        q = q.reshape(heads, count, tiles, ROWS, h).transpose(2, 0, 1, 3, 4)
-        out = jax.lax.map(jax.checkpoint(lambda rows: _attend(rows, k, v, mask)), q)
-        out = out.transpose(1, 2, 0, 3, 4).reshape(heads, count, size + pad, h)[:, :, :size]
-    return out.reshape(heads, count * size, h)[:, groups.slots]
+        steps = -(-count // some)
+        members = jnp.pad(members, ((0, -count % some), (0, 0)), constant_values=patches)
+        out = jax.lax.map(
+            jax.checkpoint(lambda part: _within(q, k, v, part)), members.reshape(steps, some, size)
+        )
+        out = out.swapaxes(0, 1).reshape(heads, steps * some, size, h)
+    return out.reshape(heads, -1, h)[:, groups.slots]
+
+
+def _within(
+    q: Float[Array, "n p h"],
+    k: Float[Array, "n p h"],
+    v: Float[Array, "n p h"],
+    members: Int[Array, "g s"],
+) -> Float[Array, "n g s h"]:
+    """The groups that are given, all at once or ROWS of their queries at a time."""
+    mask = members < q.shape[1]
+    q, k, v = (jnp.take(a, members, axis=1, mode="clip") for a in (q, k, v))
+    heads, count, size, h = q.shape
+    if size <= ROWS or heads * count * size * size <= TILE:
+        return _attend(q, k, v, mask)
+    pad = -size % ROWS
+    tiles = (size + pad) // ROWS
+    q = jnp.pad(q, ((0, 0), (0, 0), (0, pad), (0, 0)))
+    q = q.reshape(heads, count, tiles, ROWS, h).transpose(2, 0, 1, 3, 4)
+    out = jax.lax.map(jax.checkpoint(lambda rows: _attend(rows, k, v, mask)), q)
+    return out.transpose(1, 2, 0, 3, 4).reshape(heads, count, size + pad, h)[:, :, :size]
 
 
 def _attend(

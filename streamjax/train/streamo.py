@@ -143,7 +143,7 @@ def read_base(
     base: str,
     assets: tuple[str, Processor],
     trained: tuple[str, ...],
-    remat: Remat = "nothing_saveable",
+    remat: Remat | None = "nothing_saveable",
     mesh: jax.sharding.Mesh | None = None,
 ) -> VideoLM:
     """The base model as it is trained: with rows for the state tokens, rematerialised by layers.
@@ -242,7 +242,7 @@ def fresh(
     config: Any,
     assets: Assets,
     dtype: Any = jnp.float32,
-    remat: Remat = "nothing_saveable",
+    remat: Remat | None = "nothing_saveable",
 ) -> VideoLM:
     """A model of this configuration with random weights, rematerialised by layers."""
     model = _CLASSES[type(config)](config, rngs=rngs, dtype=dtype)

@@ -14,11 +14,15 @@ def alone(q, k, v):
     return jnp.einsum("nqk,nkh->nqh", weights, v)
 
 
-@pytest.mark.parametrize("tiled", [False, True])
-def test_groups_of_several_sizes(rng, monkeypatch, tiled):
-    if tiled:  # groups of 5 in tiles of 2, a partial one last
-        monkeypatch.setattr(grouped, "ROWS", 2)
-        monkeypatch.setattr(grouped, "TILE", 0)
+@pytest.mark.parametrize(
+    "pieces",
+    # groups of 5 in tiles of 2, a partial one last; three groups at a time, of four
+    [{}, {"ROWS": 2, "TILE": 0}, {"HELD": 2 * 5 * 5 * 3}],
+    ids=["whole", "rows", "groups"],
+)
+def test_groups_of_several_sizes(rng, monkeypatch, pieces):
+    for name, size in pieces.items():
+        monkeypatch.setattr(grouped, name, size)
     parts = [[4, 1, 7, 0, 3], [2, 6], [5]]
     members = np.full((4, 5), 9, np.int32)  # one group more than there is; patch 8 is padding
     for row, part in zip(members, parts, strict=False):
