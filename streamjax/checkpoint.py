@@ -70,9 +70,10 @@ def open_run(
     kept: list[Any] = [policies.PreserveAll() if keep is None else policies.LatestN(keep)]
     if keep_every is not None:
         kept.append(policies.EveryNSteps(keep_every))
+    policy: Any = policies.AnyPreservationPolicy(kept)
     return Checkpointer(
         str(folder),
-        preservation_policy=policies.AnyPreservationPolicy(kept),
+        preservation_policy=policy,
         cleanup_tmp_directories=keep is not None,
     )
 

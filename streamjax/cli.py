@@ -54,7 +54,7 @@ def main(args: Sequence[str] | None = None) -> int:
         )
         return _say(f"unknown verb {name!r}: {hint}")
 
-    from streamjax.errors import InputError
+    from streamjax.errors import InputError, RunError
 
     try:
         _parse(name, rest)()
@@ -67,7 +67,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our stdout has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except FloatingPointError as error:  # a training run whose loss is no number
+    except (FloatingPointError, RunError) as error:  # a loss that is no number, a full disk
         _say(str(error))
         return 1
     except (InputError, OSError) as error:

@@ -1,7 +1,9 @@
 """Written whole, restored by name onto any mesh, told in one line when it does not fit."""
 
+import json
 import logging
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import streamjax as sj
 from streamjax import checkpoint
 from streamjax.errors import InputError
 from streamjax.models.layers import Linear, stack
@@ -32,13 +35,13 @@ class Place:
     async def save(self, directory):
         async def write():
             path = await directory.await_creation()
-            (path / "at").write_text(str(self.at))
+            (path / "at").write_text(json.dumps([self.at]))
 
         return write()
 
     async def load(self, directory):
         async def read():
-            self.at = int((directory / "at").read_text())
+            (self.at,) = json.loads((directory / "at").read_text())
 
         return read()
 
@@ -70,8 +73,9 @@ def run(tmp_path_factory):
             model = jax.device_put(net(seed=step), shardings_of(shapes(), mesh))
             optimizer = (model, jnp.int32(step))
             checkpoint.save(
-                checkpoints, step, model=model, optimizer=optimizer, data=Place(10 * step)
-            )
+                checkpoints, step, model=model, optimizer=optimizer, data=Place(10 * step),
+                recipe={"name": "net"},
+            )  # fmt: skip
     return path
 
 
@@ -79,6 +83,44 @@ def test_the_newest_steps_are_kept(run):
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["2", "3"]
     assert checkpoint.latest_step(run) == 3
     assert checkpoint.latest_step(run / "nothing") is None
+
+
+def test_the_newest_and_every_so_many_th_are_kept(tmp_path):
+    with checkpoint.open_run(tmp_path, keep=1, keep_every=2) as checkpoints:
+        for step in (1, 2, 3, 4, 5):
+            checkpoint.save(
+                checkpoints, step, model=net(), optimizer=jnp.int32(step), data=Place(step)
+            )
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2", "4", "5"]
+
+
+def test_a_step_says_what_wrote_it_and_one_from_the_future_is_named(run, tmp_path):
+    file = run / "checkpoints" / "3" / "_CHECKPOINT_METADATA"
+    told = json.loads(file.read_text())["custom_metadata"]
+    assert (told["layout"], told["streamjax"]) == (checkpoint.LAYOUT, sj.__version__)
+    assert told["recipe"] == {"name": "net"} and len(told["recipe_sha256"]) == 64
+
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    file = copy / "checkpoints" / "3" / "_CHECKPOINT_METADATA"
+    whole = json.loads(file.read_text())
+    whole["custom_metadata"] |= {"layout": 7, "streamjax": "9.1"}
+    file.write_text(json.dumps(whole))
+    with pytest.raises(InputError) as error:
+        checkpoint.latest_params(copy, shapes())
+    assert "layout 7, written by streamjax 9.1, wanted layout 1" in str(error.value)
+    assert (copy / "checkpoints" / "3").is_dir()  # it is good: nothing is put aside
+
+
+def test_stores_are_named(tmp_path, monkeypatch):
+    assert checkpoint.place(tmp_path) == tmp_path
+    with pytest.raises(InputError, match="runs live in local folders, gs:// or s3://, found ftp"):
+        checkpoint.place("ftp://host/run")
+    monkeypatch.setattr(checkpoint.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"gs://b/run: gs:// wants gcsfs: pip install gcsfs"):
+        checkpoint.place("gs://b/run")
+    monkeypatch.setattr(checkpoint.importlib.util, "find_spec", lambda name: name)
+    assert str(checkpoint.place("gs://b/run") / "checkpoints") == "gs://b/run/checkpoints"
 
 
 def test_arrays_may_be_donated_while_they_are_written(tmp_path):
@@ -98,6 +140,17 @@ def test_all_comes_back_onto_another_mesh(run):
     equal(model, net(seed=3))
     equal(moments, net(seed=3))
     assert model["inner"]["kernel"].get_value().sharding.mesh.shape["tensor"] == 4
+
+
+@pytest.mark.parametrize("devices", [4, 1])
+def test_all_comes_back_onto_fewer_devices(run, devices):
+    mesh, place = make_mesh(fsdp=devices, devices=jax.devices()[:devices]), Place()
+    with checkpoint.open_run(run) as checkpoints:
+        step, model, (moments, _) = checkpoint.restore(checkpoints, **target(mesh), data=place)
+    assert (step, place.at) == (3, 30)
+    equal(model, net(seed=3))
+    equal(moments, net(seed=3))
+    assert len(model["inner"]["kernel"].get_value().sharding.device_set) == devices
 
 
 def test_the_parameters_alone_come_in_the_wanted_dtype_and_place(run):
@@ -153,3 +206,46 @@ def test_a_step_that_cannot_be_read_is_put_aside_loudly(run, tmp_path, caplog):
     assert checkpoint.latest_step(copy) == 3
     equal(checkpoint.latest_params(copy, shapes()), net(seed=2))
     assert not half.exists()
+
+
+# One file of every kind that a step consists of; the names of arrays' files are hashes.
+KINDS = [
+    "_CHECKPOINT_METADATA", "commit_success.txt", "data/at", "data/commit_success.txt",
+    *(f"{part}/{file}" for part in ("model", "optimizer")
+      for file in ("_METADATA", "_sharding", "array_metadatas/process_0", "commit_success.txt",
+                   "d/*", "manifest.ocdbt", "ocdbt.process_0/d/*", "ocdbt.process_0/manifest.ocdbt")),
+]  # fmt: skip
+
+
+def test_no_file_of_a_step_is_of_an_unknown_kind(run):
+    step = run / "checkpoints" / "3"
+    found = {str(f.relative_to(step)) for f in step.rglob("*") if f.is_file()}
+    known = {str(f.relative_to(step)) for kind in KINDS for f in step.glob(kind)}
+    assert found == known
+
+
+@pytest.mark.parametrize("how", ["cut", "gone"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_whichever_file_is_cut_or_gone_a_whole_step_comes_back(run, tmp_path, caplog, kind, how):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    files: list[Path] = list((copy / "checkpoints" / "3").glob(kind))
+    assert files
+    for file in files:
+        if how == "gone":
+            file.unlink()
+        else:
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    place = Place()
+    with checkpoint.open_run(copy, keep=2) as checkpoints, caplog.at_level(logging.WARNING):
+        restored = checkpoint.restore(checkpoints, **target(make_mesh(data=-1)), data=place)
+    assert restored is not None
+    step, model, (moments, count) = restored
+    # Some files only help (where the arrays last lived); without them the step is as good.
+    assert step in (2, 3)
+    assert ("SKIPPED" in caplog.text) == (step == 2)
+    if kind.endswith(("/d/*", "manifest.ocdbt", "data/at")) and "process_0" not in kind:
+        assert step == 2
+    assert (place.at, int(count)) == (10 * step, step)
+    equal(model, net(seed=step))
+    equal(moments, net(seed=step))

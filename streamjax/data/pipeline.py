@@ -77,7 +77,7 @@ class Bad(NamedTuple):
 
 
 class Made(NamedTuple):
-    """A sample with what it was made of: the record's index in the source, and its path if known."""
+    """A sample, the index of its record in the source, and the record's path where it is known."""
 
     record: int
     where: str
@@ -295,13 +295,16 @@ class Batches(grain.DatasetIterator):
         if self.skipped > self.config.max_bad * max(self.seen, 100):
             raise InputError(
                 f"{self.told}{self.skipped} of {self.seen} samples are bad, wanted at most "
-                f"{self.config.max_bad:.2%} (last: {bad.where}: {bad.error}): mend the data or raise "
-                f"data.max_bad"
+                f"{self.config.max_bad:.2%} (last: {bad.where}: {bad.error}): mend the data "
+                f"or raise data.max_bad"
             )
 
 
 def patiently(
-    make: Callable[[], T], progress: Callable[[], int], patience: float, late: Callable[[], Exception]
+    make: Callable[[], T],
+    progress: Callable[[], int],
+    patience: float,
+    late: Callable[[], Exception],
 ) -> T:
     """`make()`, in a thread that is left behind when `progress()` stands still for too long.
 

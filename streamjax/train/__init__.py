@@ -9,7 +9,8 @@ A recipe is a file with `def config() -> TrainConfig`; the shipped ones are foun
 
 from streamjax.data.pipeline import DataConfig
 from streamjax.train.config import CheckpointConfig, MeshConfig, OptimConfig, TrainConfig
-from streamjax.train.loop import NotFiniteError, TrainResult, train
+from streamjax.train.failures import NotFiniteError
+from streamjax.train.loop import TrainResult, train
 from streamjax.train.recipes import describe, load_module, load_recipe, override
 
 __all__ = [

@@ -89,10 +89,26 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """A checkpoint every so many steps and after the last one; the newest `keep` stay."""
+    """A checkpoint every so many steps and after the last one.
+
+    The newest `keep` stay, and those of every `keep_every`-th step (None: no others). Raises
+    InputError for numbers below 1 and a `keep_every` that is no multiple of `every`.
+    """
 
     every: int = 500
     keep: int = 2
+    keep_every: int | None = None
+
+    def __post_init__(self):
+        for key in ("every", "keep", "keep_every"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise InputError(f"checkpoint.{key}={value}, wanted 1 or more")
+        if self.keep_every is not None and self.keep_every % self.every:
+            raise InputError(
+                f"checkpoint.keep_every={self.keep_every}, wanted a multiple of "
+                f"checkpoint.every={self.every}: no other step is saved"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

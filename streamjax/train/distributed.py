@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from streamjax.errors import InputError
+from streamjax.errors import InputError, RunError
 from streamjax.sharding import RULES
 
 JOIN_SECONDS = 300
@@ -273,6 +273,8 @@ def _end(error: BaseException, group: Group) -> None:
     if isinstance(error, InputError | OSError):
         _say(f"{group.me}: {error}")
         code = 2
+    elif isinstance(error, RunError):
+        _say(f"{group.me}: {error}")
     elif isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in told:
         _say(f"{group.me}: lost the others ({told}): what the first to die said tells why")
         code = OTHERS_LOST

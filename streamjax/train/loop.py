@@ -1,28 +1,29 @@
 """The loop of a run: data in, steps, metrics and checkpoints out; killed anywhere, it goes on."""
 
 import dataclasses
-import json
 import logging
 import math
-import platform
+import os
 import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from flax import nnx
 
-from streamjax import __version__, checkpoint, folders
+from streamjax import checkpoint
 from streamjax.data.multitask import MultiTask, multitask_batches
 from streamjax.data.pipeline import Batches, batches
-from streamjax.errors import InputError
+from streamjax.errors import InputError, RunError
 from streamjax.sharding import make_mesh
+from streamjax.train import failures, writers
 from streamjax.train import progress as displays
 from streamjax.train.config import TrainConfig
 from streamjax.train.distributed import (
@@ -31,22 +32,19 @@ from streamjax.train.distributed import (
     agreed,
     data_shard,
     none_alone,
-    together,
 )
+from streamjax.train.meter import Meter, Work
 from streamjax.train.metrics import MetricsFile, report
-from streamjax.train.recipes import changes, describe
+from streamjax.train.profile import Profile
+from streamjax.train.recipes import describe
+from streamjax.train.run_folder import describe_model, write_recipe
 from streamjax.train.state import Setup, TrainState, set_up
 from streamjax.train.step import make_step, put
 
 log = logging.getLogger(__name__)
 
-# What may change between a run and its resumption: it decides no number (the mesh only rounding).
-NEUTRAL = ("checkpoint", "log_every", "mesh")
-NEUTRAL_OF_DATA = ("workers", "threads", "ahead")
-
-
-class NotFiniteError(FloatingPointError):
-    """The loss or the gradient is no longer a number; the run's last checkpoint is good."""
+# Waiting for data longer than this share of the time is worth a warning.
+STALLED = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,37 +54,48 @@ class TrainResult:
     model: nnx.Module
     step: int
     metrics: Mapping[str, Any]
-    run_dir: Path
+    run_dir: Path | epath.Path
 
 
 def train(
     config: TrainConfig,
-    run_dir: str | Path,
+    run_dir: str | os.PathLike,
     *,
     resume: bool = True,
     progress: displays.Display = displays.auto,
+    log_to: Sequence[str] = (),
+    profile: tuple[int, int] | None = None,
     compilation_cache: str | Path | None = None,
 ) -> TrainResult:
     """Trains to the last step, from the newest good checkpoint in `run_dir` if there is one.
 
     Writes recipe.json, metrics.jsonl (one row a step: step, loss, grad_norm, lr, the objective's
-    metrics, skipped samples so far, seconds, seconds waited for data; of several tasks each one's
-    metrics and skipped samples as "task/name"), checkpoints/, and, for the families of
-    streamjax.folders, model/, so that `sj.load(run_dir)` works. A run that was interrupted or
-    killed and is called again gives the numbers of one that was not, bit for bit. Ctrl-C finishes
-    the step, saves and raises KeyboardInterrupt (a second one does not wait); SIGTERM the same with
-    SystemExit(0); of several processes all stop at the same step, whichever heard it.
-    `compilation_cache` is a folder that keeps compiled programs between processes.
+    metrics, skipped samples so far, and the time, speed and memory that `meter` tells; of several
+    tasks each one's metrics and skipped samples as "task/name"), checkpoints/, and, for the
+    families of streamjax.folders, model/, so that `sj.load(run_dir)` works. The same rows go to the
+    writers of train.writers that `log_to` names. `profile` = (first, last) steps leave a trace in
+    profile/. `run_dir` may be a url (`checkpoint.place`); metrics.jsonl is then written anew with
+    every checkpoint.
+
+    A run that was interrupted or killed and is called again gives the numbers of one that was not,
+    bit for bit. Ctrl-C finishes the step, saves and raises KeyboardInterrupt (a second one does not
+    wait); SIGTERM the same with SystemExit(0); of several processes all stop at the same step,
+    whichever heard it. `compilation_cache` is a folder that keeps compiled programs between
+    processes.
 
     Raises InputError when the run there was begun with another recipe, exists although `resume` is
-    False, or its checkpoint does not fit, and as the data and the model do; NotFiniteError when the
-    loss or the gradient norm stops being finite: that step is neither logged nor saved.
+    False, or its checkpoint does not fit, for a `profile` of steps that it does not do, an unknown
+    writer or one whose package is missing, and as the data and the model do; NotFiniteError when
+    the loss or the gradient norm stops being finite: that step is neither logged nor saved, and the
+    samples of its batch are told in nan_batch.json; RunError when a data worker dies or hangs, and
+    when the disk is full. All of them leave the last good checkpoint.
     """
-    run_dir = Path(run_dir)
+    run = checkpoint.place(run_dir)
     if compilation_cache is not None:
         jax.config.update("jax_compilation_cache_dir", str(compilation_cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-    _write_recipe(config, run_dir, resume)
+    write_recipe(config, run, resume=resume)
+    recipe = describe(config)
     mesh = make_mesh(**dataclasses.asdict(config.mesh))
     setup = set_up(config, mesh)
     shard = data_shard(mesh)
@@ -95,25 +104,59 @@ def train(
             f"batch_size={config.batch_size} does not divide into {shard[1]} processes' shares"
         )
     data = _open_data(config, shard)
-    keep = config.checkpoint.keep
-    _describe_model(setup, run_dir)
+    kept = config.checkpoint
+    describe_model(setup, run)
+    meter = Meter(config, setup, mesh)
     try:
-        with (
-            jax.set_mesh(mesh),
-            checkpoint.open_run(run_dir, keep=keep) as checkpoints,
-            none_alone(),
-        ):
+        checkpoints = checkpoint.open_run(run, keep=kept.keep, keep_every=kept.keep_every)
+        # Of a save in the background the loop may hear, or whoever closes the checkpoints.
+        told = failures.told_when_full(checkpoints), failures.told_when_full(checkpoints)
+        with jax.set_mesh(mesh), told[0], checkpoints, none_alone(), told[1]:
             start, state = _begin(setup, checkpoints, data)
             setup = setup._replace(make=_begun)  # lets go of loaded weights
-            rows_file = MetricsFile(run_dir / "metrics.jsonl", start)
-            run = _Run(config, setup, mesh, data, checkpoints, rows_file)
+            rows_file = MetricsFile(run / "metrics.jsonl", start)
             shown = progress if jax.process_index() == 0 else displays.silent
-            with rows_file, _stop_signals() as stopped:
-                state = run.steps(start, state, shown, agreed(stopped))
+            with (
+                rows_file,
+                writers.opened(log_to, run, config.name, recipe, start) as write,
+                _stop_signals() as stopped,
+            ):
+                traced = Profile(profile, run, start, config.steps)
+                rows = _Rows(rows_file, write)
+                work = _Run(
+                    config, setup, mesh, run, recipe, data, checkpoints, rows, meter, traced
+                )
+                state = work.steps(start, state, shown, agreed(stopped))
             model = nnx.merge(setup.graphdef, state.params, state.frozen)
     finally:
         data.close()
-    return TrainResult(model, int(state.step), rows_file.last, run_dir)
+    return TrainResult(model, int(state.step), rows_file.last, run)
+
+
+@dataclasses.dataclass
+class _Rows:
+    """Where rows go: the file, which decides what a run has done, and other eyes."""
+
+    file: MetricsFile
+    other: writers.Write
+
+    def write(self, row: dict[str, Any]) -> None:
+        self.file.write(row)
+        self.other(row)
+
+
+@dataclasses.dataclass
+class _Flight:
+    """A step that was begun: its number, what it will have computed, and what is known by then."""
+
+    step: int
+    metrics: dict[str, jax.Array]
+    work: Work
+    counts: dict[str, int]
+    used: failures.Batch
+    waited: float
+    seconds: float = 0.0
+    compiled: bool = False
 
 
 @dataclasses.dataclass
@@ -123,9 +166,13 @@ class _Run:
     config: TrainConfig
     setup: Setup
     mesh: jax.sharding.Mesh
+    place: Path | epath.Path
+    recipe: Any
     data: Batches | MultiTask
     checkpoints: checkpoint.Checkpointer
-    rows: MetricsFile
+    rows: _Rows
+    meter: Meter
+    profile: Profile
 
     def steps(
         self,
@@ -139,29 +186,37 @@ class _Run:
             return state
         step_fn = make_step(config, self.setup, self.mesh)
         window: deque[dict[str, Any]] = deque(maxlen=max(50, config.log_every))
-        stop, saved = None, start
+        stop, saved, stalled = None, start, False
         # One step stays in flight: its numbers are read while the next one already runs.
-        flying: tuple[int, dict[str, jax.Array], dict[str, Any]] | None = None
-        with progress(config.name, config.steps, start) as show:
+        flying: _Flight | None = None
+        with progress(config.name, config.steps, start) as show, self.profile.whole():
 
             def land() -> None:
-                if flying is not None:
-                    window.append(self._log(*flying))
-                    if flying[0] % config.log_every == 0 or flying[0] == config.steps:
-                        show(report(window, config))
+                nonlocal stalled
+                if flying is None:
+                    return
+                window.append(self._log(flying))
+                if flying.step % config.log_every == 0 or flying.step == config.steps:
+                    told = report(window, config)
+                    show(told)
+                    stalled = _warn_of_a_stall(told, len(window), before=stalled)
 
             clock = time.perf_counter()
             for number in range(start + 1, config.steps + 1):
-                begun = time.perf_counter()
-                batch = next(self.data)
-                waited = time.perf_counter() - begun
-                state, metrics = step_fn(state, put(config, batch, self.mesh))
-                land()
+                with self.profile.step(number, state):
+                    begun = time.perf_counter()
+                    batch = self._batch()
+                    waited = time.perf_counter() - begun
+                    spread = put(config, batch, self.mesh)
+                    state, metrics = step_fn(state, spread)
+                    land()
                 now = time.perf_counter()
-                times = {"seconds": round(now - clock, 6), "data_seconds": round(waited, 6)}
+                flying = _Flight(
+                    number, metrics, self.meter.work(spread), self.data.counts(), self.data.used,
+                    waited, now - clock, compiled=number == start + 1,
+                )  # fmt: skip
                 clock = now
-                compiled = {"compiled": True} if number == start + 1 else {}
-                flying = (number, metrics, {**self.data.counts(), **times, **compiled})
+                self.profile.after(number, state)
                 stop = stopped()
                 last = number == config.steps or stop is not None
                 if last or number % config.checkpoint.every == 0:
@@ -174,29 +229,50 @@ class _Run:
         _leave(stop, saved, config.steps)
         return state
 
-    def _log(
-        self, step: int, metrics: dict[str, jax.Array], extra: dict[str, Any]
-    ) -> dict[str, Any]:
-        values = {name: value.tolist() for name, value in jax.device_get(metrics).items()}
-        row = {"step": step, **values, **extra}
+    def _batch(self) -> Any:
+        try:
+            return next(self.data)
+        except RunError as error:
+            self.checkpoints.wait()
+            raise RunError(f"{error}; {failures.kept(self.checkpoints)}") from None
+
+    def _log(self, flight: _Flight) -> dict[str, Any]:
+        values = {name: v.tolist() for name, v in jax.device_get(flight.metrics).items()}
+        times = self.meter.row(flight.work, flight.seconds, flight.waited)
+        row = {"step": flight.step, **values, **flight.counts, **times}
+        if flight.compiled:
+            row["compiled"] = True
         for key in ("loss", "grad_norm"):
             if not math.isfinite(row[key]):
                 self.checkpoints.wait()
-                good = self.checkpoints.latest
-                kept = f"step {good.step} is kept" if good else "no checkpoint was written yet"
-                raise NotFiniteError(
-                    f"step {step}: {key} is {row[key]}, wanted a finite number; {kept}: lower "
-                    f"optim.lr or optim.clip, or look at the data of this step"
-                )
+                safe = failures.kept(self.checkpoints)
+                raise failures.not_finite(flight.step, key, row[key], flight.used, self.place, safe)
         self.rows.write(row)
         return row
 
     def _save(self, step: int, state: TrainState) -> None:
-        self.rows.sync()
+        self.rows.file.sync()
         model = nnx.merge_state(state.params, state.frozen)
         checkpoint.save(
-            self.checkpoints, step, model=model, optimizer=state.opt_state, data=self.data
+            self.checkpoints,
+            step,
+            model=model,
+            optimizer=state.opt_state,
+            data=self.data,
+            recipe=self.recipe,
         )
+
+
+def _warn_of_a_stall(told: displays.Report, rows: int, *, before: bool) -> bool:
+    """Whether the last rows waited for data most of the time; said once each time it begins."""
+    stalled = told.waiting > STALLED
+    if stalled and not before and jax.process_index() == 0:
+        log.warning(
+            "step %d: the run waits for data, %.0f %% of the time over the last %d steps: more "
+            "data.workers or data.threads, or a faster disk",
+            told.step, 100 * told.waiting, rows,
+        )  # fmt: skip
+    return stalled
 
 
 def _open_data(config: TrainConfig, shard: tuple[int, int]) -> Batches | MultiTask:
@@ -236,44 +312,6 @@ def _begin(
 
 def _begun() -> TrainState:
     raise RuntimeError("the run has begun: its state was made")
-
-
-def _write_recipe(config: TrainConfig, run_dir: Path, resume: bool) -> None:
-    """Writes recipe.json, or holds the recipe against the one that the run began with."""
-    path = run_dir / "recipe.json"
-    recipe = describe(config)
-    found = path.exists()
-    together("looked for a recipe")  # before the first process writes it
-    if found:
-        before = json.loads(path.read_text())["recipe"]
-        if not resume:
-            raise InputError(f"{run_dir} holds a run already: resume it or choose another folder")
-        datas = [f"data.{t}" for t in config.data] if isinstance(config.data, Mapping) else ["data"]
-        neutral = *NEUTRAL, *(f"{data}.{key}" for data in datas for key in NEUTRAL_OF_DATA)
-        told = [c for c in changes(before, recipe) if not c.startswith(neutral)]
-        old, new = list(before["data"]), list(recipe["data"])
-        if not told and old != new:
-            told = [f"tasks in the order {', '.join(new)} (was {', '.join(old)})"]
-        if told:
-            raise InputError(
-                f"{run_dir} was begun with another recipe: {'; '.join(told)}: choose another folder"
-            )
-        return
-    run_dir.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() == 0:
-        versions = {"streamjax": __version__, "python": platform.python_version()}
-        versions |= {"jax": jax.__version__, "devices": str(jax.devices())}
-        temporary = path.with_name(".recipe.json.tmp")
-        temporary.write_text(json.dumps({"recipe": recipe, "made_with": versions}, indent=2) + "\n")
-        temporary.replace(path)
-
-
-def _describe_model(setup: Setup, run_dir: Path) -> None:
-    """Writes model/, by which `sj.load(run)` knows what the checkpoints hold."""
-    model = nnx.merge(setup.graphdef, setup.abstract.params, setup.abstract.frozen)
-    known = type(model).__name__ in folders.CLASSES
-    if known and jax.process_index() == 0 and not (run_dir / "model").exists():
-        folders.describe(model, run_dir / "model")
 
 
 @contextmanager

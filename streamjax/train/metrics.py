@@ -2,12 +2,14 @@
 
 import json
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from streamjax.train.config import TrainConfig
 from streamjax.train.progress import Report
@@ -16,30 +18,40 @@ from streamjax.train.progress import Report
 class MetricsFile:
     """metrics.jsonl: one row a step, whatever happened in between; rows past `step` are cut off.
 
-    Of several processes the first one writes.
+    Of several processes the first one writes. In an object store, where nothing can be appended,
+    the file is written anew by `sync` and at the end.
     """
 
-    def __init__(self, path: Path, step: int):
+    def __init__(self, path: Path | epath.Path, step: int):
         self.last: dict[str, Any] = {}
-        self.path = path if jax.process_index() == 0 else Path(os.devnull)
-        good = 0
+        self.path = path
+        self.mine = jax.process_index() == 0
+        good: list[bytes] = []
         if path.exists():
             for line in path.read_bytes().splitlines(keepends=True):
                 row = _row(line)
                 if row is None or row["step"] > step:
                     break
-                good += len(line)
+                good.append(line)
                 self.last = row
-        if self.path == path:
-            with path.open("ab") as file:
-                file.truncate(good)
+        if isinstance(path, Path):
+            self.kept = Path(path if self.mine else os.devnull)
+        else:
+            self.kept = Path(tempfile.mkdtemp()) / path.name
+            self.kept.write_bytes(b"".join(good))
+        if self.kept == path:
+            with self.kept.open("ab") as file:
+                file.truncate(sum(map(len, good)))
 
     def __enter__(self) -> "MetricsFile":
-        self.file = self.path.open("a")
+        self.file = self.kept.open("a")
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self.file.close()
+        try:
+            self.file.close()
+        finally:
+            self._send()
 
     def write(self, row: dict[str, Any]) -> None:
         self.last = row
@@ -48,8 +60,13 @@ class MetricsFile:
 
     def sync(self) -> None:
         """Rows reach the disk before the checkpoint that counts on them."""
-        if self.path != Path(os.devnull):
+        if self.kept == self.path:
             os.fsync(self.file.fileno())
+        self._send()
+
+    def _send(self) -> None:
+        if self.mine and self.kept != self.path:
+            self.path.write_bytes(self.kept.read_bytes())
 
 
 def report(window: Sequence[Mapping[str, Any]], config: TrainConfig) -> Report:
@@ -66,6 +83,8 @@ def report(window: Sequence[Mapping[str, Any]], config: TrainConfig) -> Report:
         waiting=min(1.0, sum(row["data_seconds"] for row in steady) / seconds),
         seconds_left=(config.steps - step) * each,
         tasks=_task_losses(window, config),
+        tokens_per_second=_mean_rate(steady, "tokens_per_second"),
+        mfu=_mean_rate(steady, "mfu"),
     )
 
 
@@ -77,6 +96,12 @@ def macro_f1(rows: Any) -> float | None:
     seen = tp + fn > 0
     f1 = 2 * tp / np.maximum(2 * tp + fp + fn, 1)
     return float(f1[seen].mean()) if seen.any() else None
+
+
+def _mean_rate(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    """What was done over the time it took; None where rows do not say it."""
+    found = [(row[key] * row["seconds"], row["seconds"]) for row in rows if key in row]
+    return sum(done for done, _ in found) / sum(s for _, s in found) if found else None
 
 
 def _task_losses(window: Sequence[Mapping[str, Any]], config: TrainConfig) -> dict[str, float]:

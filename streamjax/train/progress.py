@@ -10,6 +10,7 @@ class Report(NamedTuple):
     """One look at a running loop.
 
     `f1` is the mean over states since the last looks, if known; `tasks` the loss of each task.
+    `mfu` is the share of the devices' peak.
     """
 
     step: int
@@ -19,6 +20,8 @@ class Report(NamedTuple):
     waiting: float  # share of the time spent waiting for data
     seconds_left: float
     tasks: Mapping[str, float] | None = None
+    tokens_per_second: float | None = None
+    mfu: float | None = None
 
 
 # progress(name, steps, first_step) opens a display; what it yields is called with each Report.
@@ -64,7 +67,11 @@ def tell(report: Report) -> str:
     f1 = "" if report.f1 is None else f"state F1 {report.f1:.3f} "
     tasks = ", ".join(f"{task} {loss:.3f}" for task, loss in (report.tasks or {}).items())
     tasks = f"({tasks}) " if tasks else ""
+    tokens = report.tokens_per_second
+    rate = f"{report.examples_per_second:.1f} examples/s "
+    rate += "" if tokens is None else f"{tokens:,.0f} tokens/s "
+    rate += "" if report.mfu is None else f"MFU {report.mfu:.1%} "
     return (
-        f"loss {report.loss:.4f} {tasks}{f1}{report.examples_per_second:.1f} examples/s "
+        f"loss {report.loss:.4f} {tasks}{f1}{rate}"
         f"data wait {report.waiting:.0%} left {minutes}:{seconds:02d}"
     )

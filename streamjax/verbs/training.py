@@ -3,7 +3,9 @@
 import json
 import sys
 from pathlib import Path
+from typing import Literal
 
+from streamjax.errors import InputError
 from streamjax.verbs.shared import Place
 
 
@@ -30,8 +32,10 @@ def train(
     recipe: Place[str],
     overrides: Place[tuple[str, ...]] = (),
     /,
-    run: Path | None = None,
+    run: str | None = None,
     tiny: bool = False,
+    log: tuple[Literal["tensorboard", "wandb"], ...] = (),
+    profile: str | None = None,
     stopped_exit: int = 0,
 ):
     """Trains by a recipe, or goes on where the run stopped, and prints the last row of metrics.
@@ -47,23 +51,34 @@ def train(
     Args:
         recipe: A recipe's file, or the name of one in configs/.
         overrides: What the recipe asks for (base=path), and changes to it as dotted.key=value.
-        run: The run's folder; without it runs/ and the recipe's name.
+        run: The run's folder, or its gs:// or s3:// url; without it runs/ and the recipe's name.
         tiny: The recipe with a tiny model on a small world made on the spot, in a minute or two,
             exported to hf/ in the run's folder (by a single process); of recipes that have one.
+        log: Where the rows of metrics.jsonl go besides (tensorboard: run/tensorboard).
+        profile: FIRST:LAST, two steps of which, and of those between, run/profile/ gets a trace.
         stopped_exit: The exit code after SIGTERM, for a scheduler that has to tell a run that was
             stopped from one that is done.
     """
     import jax
 
+    from streamjax.checkpoint import place
     from streamjax.train import distributed
     from streamjax.train.loop import train
+    from streamjax.train.profile import steps_of
     from streamjax.train.recipes import load_recipe
 
     given = {"tiny": True} if tiny else {}
+    home = None if run is None else place(run)
+    if home is not None and not isinstance(home, Path) and tiny:
+        raise InputError(
+            f"--tiny makes its world in the run's folder, found {run}: wanted a local one"
+        )
+    steps = None if profile is None else steps_of(profile)
     try:
         with distributed.joined():
             config = distributed.in_turn(lambda: load_recipe(recipe, overrides, run=run, **given))
-            done = train(config, run or Path("runs") / config.name)
+            folder = home or Path("runs") / config.name
+            done = train(config, folder, log_to=log, profile=steps)
             first, alone = jax.process_index() == 0, jax.process_count() == 1
     except distributed.Stopped:
         raise SystemExit(stopped_exit) from None

@@ -26,6 +26,7 @@ from streamjax.data.processors import Assets, ImageProcessor
 from streamjax.errors import InputError
 from streamjax.models.streamformer import StreamFormer, StreamFormerConfig
 from streamjax.train import CheckpointConfig, DataConfig, NotFiniteError, train
+from streamjax.train.meter import MACHINE
 from streamjax.train.metrics import MetricsFile, macro_f1
 from streamjax.train.progress import Report, auto, silent, tell
 from streamjax.weights.safetensors import read_folder
@@ -42,7 +43,6 @@ from streamjax.weights.safetensors import read_folder
 from tests.train import toy
 train(override(toy.config(), sys.argv[3:]), sys.argv[1], compilation_cache=sys.argv[2])
 """
-TIMES = {"seconds", "data_seconds", "compiled"}
 
 
 def start(run: Path, *overrides: str) -> subprocess.Popen:
@@ -67,7 +67,7 @@ def rows(run: Path) -> list[dict]:
 
 def numbers(run: Path) -> list[dict]:
     """The rows without clock times: what must be the same bit for bit."""
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows(run)]
+    return [{k: v for k, v in row.items() if k not in MACHINE} for row in rows(run)]
 
 
 def wait_for_rows(run: Path, process: subprocess.Popen, count: int) -> None:

@@ -23,6 +23,7 @@ from streamjax.models import qwen2_5_vl
 from streamjax.ops import attention
 from streamjax.sharding import make_mesh
 from streamjax.train import MeshConfig, load_recipe, loop, streamo, train
+from streamjax.train.meter import MACHINE
 from streamjax.train.progress import silent
 from streamjax.train.state import set_up
 from streamjax.train.step import make_step, put
@@ -34,7 +35,6 @@ RECIPES = {
 }
 HURRY = {"xla_backend_optimization_level": 0}
 RNG = np.random.default_rng(0)  # dialogues draw nothing
-TIMES = {"seconds", "data_seconds", "compiled"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -192,7 +192,7 @@ def ran(home):
 
 def rows_of(run):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
+    return [{k: v for k, v in row.items() if k not in MACHINE} for row in rows]
 
 
 def test_twenty_steps_learn_and_can_be_watched(ran):
