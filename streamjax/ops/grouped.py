@@ -34,7 +34,8 @@ def grouped_attention(
 
     Scores are scaled by h**-0.5; the softmax is float32. Groups are taken a few at a time, large
     ones ROWS queries at a time, so that about HELD scores are held at once, whatever p is; what is
-    taken piece by piece is made again in the backward pass. Patches of no group get what another one gets, which means nothing.
+    taken piece by piece is made again in the backward pass. Patches of no group get what another
+    one gets, which means nothing.
     """
     heads, patches, h = q.shape
     members = jnp.asarray(groups.members)
