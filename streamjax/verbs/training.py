@@ -69,14 +69,15 @@ def train(
 
     given = {"tiny": True} if tiny else {}
     home = None if run is None else place(run)
-    if home is not None and not isinstance(home, Path) and tiny:
+    local = home if isinstance(home, Path) else None
+    if home is not None and local is None and tiny:
         raise InputError(
-            f"--tiny makes its world in the run's folder, found {run}: wanted a local one"
+            f"--tiny makes its world in the run's folder: wanted a local one, not {run}"
         )
     steps = None if profile is None else steps_of(profile)
     try:
         with distributed.joined():
-            config = distributed.in_turn(lambda: load_recipe(recipe, overrides, run=run, **given))
+            config = distributed.in_turn(lambda: load_recipe(recipe, overrides, run=local, **given))
             folder = home or Path("runs") / config.name
             done = train(config, folder, log_to=log, profile=steps)
             first, alone = jax.process_index() == 0, jax.process_count() == 1
