@@ -9,6 +9,7 @@ from typing import Literal
 from streamjax.errors import InputError
 from streamjax.verbs.shared import Place, counting
 
+Remat = Literal["nothing_saveable", "attention_saveable", "dots_with_no_batch_dims_saveable"]
 Family = Literal["streamformer", "llava_streamformer", "qwen2_5_vl", "qwen3_vl", "internvl"]
 
 
@@ -19,38 +20,47 @@ def bench(
     family: Family | None = None,
     context: tuple[int, ...] = (1024, 4096, 8192),
     dtype: Literal["float32", "bfloat16"] = "float32",
-    size: Literal["base", "tiny"] = "base",
+    size: Literal["base", "tiny", "3B", "7B"] = "base",
     frames: int = 20,
     batch: tuple[int, ...] = (1,),
     clip: int = 16,
     steps: int = 3,
+    remat: Remat | None = None,
     peers: bool = False,
 ):
     """Times a streaming frame beside its floor: the model's matrix products alone, and the bytes of
     its cache at this machine's read bandwidth, measured in the same run. Medians, in milliseconds.
     Of the other families it times a silent turn under each window policy. A training step stands
-    beside its products alone, and the share of the device's peak that it reaches is told (MFU).
+    beside its products alone (StreamFormer), and the share of the device's peak that it reaches is
+    told (MFU).
 
     Example: streamjax bench encode --window 16 64 --dtype bfloat16
     Example: streamjax bench stream --family qwen2_5_vl --context 1024 4096 8192 --peers
     Example: streamjax bench train --family streamformer --batch 1 --clip 8 --peers
+    Example: streamjax bench train --family qwen2_5_vl --context 1024 2048 --peers
+    Example: streamjax bench train --family qwen2_5_vl --size 3B --dtype bfloat16 --context 8192
 
     Args:
         what: A StreamFormer (encode), an assistant with tower and language model (stream), or a
-            step of StreamFormer's pre-training: forward, backward, AdamW (train).
+            training step: forward, backward, AdamW (train), of StreamFormer's pre-training or
+            of Streamo's.
         window: Frames (encode) or turns (stream) remembered; a row each.
         family: The assistant's family; those of real video LLMs take --context for --window.
-            encode and train know StreamFormer only.
-        context: Tokens remembered, for those families; a table each.
+            encode knows StreamFormer only, train that and qwen2_5_vl.
+        context: Tokens remembered, for those families; a table each. Of a row that is trained on.
         dtype: Of the parameters and the computation; a training's parameters stay float32.
-        size: base is StreamFormer's own (224 pixels, 12 layers of 768), tiny a smoke test.
+        size: base is StreamFormer's own (224 pixels, 12 layers of 768) and of a video LLM what one
+            core trains, tiny a smoke test; 3B and 7B are Qwen2.5-VL's own, to be trained.
         frames: Frames timed for each row.
-        batch: Clips of a training step; a row each.
+        batch: Clips or rows of a training step; a line each.
         clip: Frames of a clip that is trained on.
         steps: Training steps timed for each row; one of base takes seconds to minutes on a CPU.
+        remat: What layers of qwen2_5_vl keep when they are trained; by default all, of 3B and 7B
+            what attention gives.
         peers: Runs a script of the repository's benchmarks/ instead: vlm_stream.py times
             transformers (growing cache, and reading the window again), streamformer_train.py the
-            original's step in PyTorch, on the same weights in the same run.
+            original's step in PyTorch, vlm_train.py transformers' step, on the same weights in the
+            same run.
     """
     own = "llava_streamformer" if what == "stream" else "streamformer"
     family = family or own
@@ -59,11 +69,16 @@ def bench(
             f"--window {window} --context {context} --frames {frames} --batch {batch} --clip "
             f"{clip} --steps {steps}: wanted windows >= 2, the others >= 1"
         )
-    if what == "stream" and family not in ("streamformer", "llava_streamformer"):
+    if size in ("3B", "7B") and (what, family) != ("train", "qwen2_5_vl"):
+        raise InputError(f"--size {size} goes with: bench train --family qwen2_5_vl")
+    if (what, family) == ("train", "qwen2_5_vl"):
+        _bench_train_vlm(batch, context, steps, dtype, size, remat, peers)
+    elif what == "stream" and family not in ("streamformer", "llava_streamformer"):
         _bench_family(family, context, dtype, size, frames, peers)
     elif family != own or (peers and what != "train"):
         raise InputError(
-            "--peers and --family go with: bench stream --family qwen2_5_vl, or bench train"
+            "--peers and --family go with: bench stream --family qwen2_5_vl, or bench train of "
+            "streamformer or qwen2_5_vl"
         )
     elif what == "train":
         _bench_train(batch, clip, steps, dtype, size, peers)
@@ -105,6 +120,34 @@ def _bench_train(batch, clip, steps, dtype, size, peers):
             rows.append(train.bench_train(size, jnp.dtype(dtype), clips, clip, steps))
             counted(len(rows), len(batch))
     print(train.train_table(rows))
+
+
+def _bench_train_vlm(batch, lengths, steps, dtype, size, remat, peers):
+    import jax.numpy as jnp
+
+    from streamjax.bench import train_vlm
+
+    if peers:
+        if dtype != "float32" or size in ("3B", "7B"):
+            raise InputError(
+                f"--peers --dtype {dtype} --size {size}: a training is compared in float32, base "
+                "or tiny"
+            )
+        for rows in batch:
+            _run_script(
+                "benchmarks/vlm_train.py", "--size", size, "--rows", rows, "--steps", steps,
+                "--remat", remat or "", "--length", *lengths,
+            )  # fmt: skip
+        return
+    if size in ("3B", "7B"):
+        remat = remat or "attention_saveable"
+    cases = [(rows, length) for rows in batch for length in lengths]
+    found = []
+    with counting("cases", len(cases)) as counted:
+        for rows, length in cases:
+            found.append(train_vlm.bench_train(size, jnp.dtype(dtype), length, rows, steps, remat))
+            counted(len(found), len(cases))
+    print(train_vlm.train_table(found))
 
 
 def _run_script(script, *args):
