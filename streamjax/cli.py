@@ -70,7 +70,10 @@ def main(args: Sequence[str] | None = None) -> int:
     except (FloatingPointError, RunError) as error:  # a loss that is no number, a full disk
         _say(str(error))
         return 1
-    except (InputError, OSError) as error:
+    except OSError as error:  # the system's own names no wish: "/proc/x: No such file or directory"
+        told = error.filename is not None and error.strerror
+        return _say(f"{error.filename}: {error.strerror}" if told else str(error))
+    except InputError as error:
         return _say(str(error))
     return 0
 

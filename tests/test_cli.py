@@ -70,7 +70,7 @@ def test_bad_arguments_and_input_are_one_line_and_2(args, said, capsys, tmp_path
     [
         (KeyboardInterrupt(), 130, "streamjax: stopped\n"),
         (InputError("a.mp4: odd\n and even"), 2, "streamjax: a.mp4: odd and even\n"),
-        (FileNotFoundError(2, "No such file", "x"), 2, "No such file"),
+        (FileNotFoundError(2, "No such file", "x"), 2, "streamjax: x: No such file\n"),
     ],
 )
 def test_exit_codes(raised, code, said, capsys, monkeypatch):

@@ -158,6 +158,8 @@ def build_caption_tokenizer(texts: Iterable[str], folder: str | Path) -> Caption
 
 
 def _load(folder: Path) -> Any:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder, wanted a SigLIP folder's tokenizer")
     pieces = folder / _SPIECE
     if pieces.is_file():
         if importlib.util.find_spec("sentencepiece") is not None:

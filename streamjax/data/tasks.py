@@ -88,6 +88,8 @@ def open_tasks(
     InputError: no such annotations, a label map that is none, a pack that is broken.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; wanted annotations and videos, or a pack")
     packed = (folder / MANIFEST).is_file()
     names = _packed_tasks(folder, split) if packed else tasks_in(folder, split)
     if not names:

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 
 from streamjax import __version__
+from streamjax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +71,19 @@ def document(results: Sequence[Result], decided: Mapping[str, Any]) -> dict[str,
         "results": [dataclasses.asdict(result) for result in results],
         "decided_by": {**decided, **machine},
     }
+
+
+def writable(path: Path) -> None:
+    """InputError where `write` could not write; makes the folder."""
+    try:
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder, wanted a file to write")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        line = f"{path}: cannot be written ({error.strerror}); choose another place"
+        raise InputError(line) from None
 
 
 def write(path: Path, content: Mapping[str, Any]) -> None:

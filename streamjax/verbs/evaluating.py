@@ -82,6 +82,8 @@ def eval(
     for name, count in counts.items():
         if count is not None and count < 1:
             raise InputError(f"--{name} {count}: wanted at least 1")
+    if out is not None:  # before the work, which may take hours
+        results.writable(out)
     asked = _Asked(
         model, data, split, tasks, limit, probe, views, frames, batch_size, max_bad, tokenizer
     )  # fmt: skip

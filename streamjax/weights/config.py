@@ -48,6 +48,9 @@ def read_config(path: Path) -> dict[str, Any]:
     """The JSON object in `path`. FileNotFoundError when absent, InputError when it is not one."""
     try:
         config = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        line = f"{path}: missing, wanted a folder with config.json, or a run"
+        raise FileNotFoundError(line) from None
     except ValueError as error:
         raise InputError(f"{path}: not JSON: {error}") from None
     if not isinstance(config, dict):

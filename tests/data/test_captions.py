@@ -108,6 +108,8 @@ def test_equal_to_transformers(pieces):
 def test_folders_that_will_not_do(small, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="no tokenizer of captions, wanted spiece.model"):
         CaptionTokenizer(tmp_path)
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder, wanted a SigLIP"):
+        CaptionTokenizer(tmp_path / "nowhere")
     (tmp_path / "spiece.model").write_bytes(b"no model")
     if importlib.util.find_spec("sentencepiece"):
         with pytest.raises(InputError, match="spiece.model: the tokenizer cannot be read"):

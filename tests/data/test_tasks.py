@@ -351,4 +351,6 @@ def test_a_short_video_is_not_bad(tmp_path):
 def test_a_folder_without_the_split(world):
     with pytest.raises(InputError, match="no annotations of split 'val'"):
         open_tasks(world, "val", tokens=tokens)
+    with pytest.raises(InputError, match="nowhere: no such folder"):
+        open_tasks(world / "nowhere", "val", tokens=tokens)
     assert set(NAMES) >= set(TASKS)

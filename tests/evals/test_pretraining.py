@@ -246,6 +246,9 @@ def test_the_verb(model, world, tokens, tmp_path, capsys):
         ([*given, "--tasks", "vos"], "--tasks 'vos'"),
         ([*given, "--split", "val"], "no annotations of split 'val'"),
         ([*given, "--probe"], "none of the tasks is recognition"),
+        ([*given, "--out", str(world)], "is a folder, wanted a file to write"),
+        ([*given, "--out", "/proc/nowhere/r.json"], "r.json: cannot be written ("),
+        (["eval", str(world), *given[2:]], "config.json: missing, wanted a folder with"),
     ):
         assert cli.main(wrong) == 2
         assert line in capsys.readouterr().err
