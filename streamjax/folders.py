@@ -53,7 +53,7 @@ CLASSES: dict[str, str] = {
     "InternVL": "streamjax.weights.internvl",
 }
 
-# In a run's config.json, the class that is trained: that of another one's weights may be the same.
+# In a run's config.json, the class that is trained, where model_type is that of its weights' reader.
 _CLASS = "streamjax_class"
 _DOWNLOADED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", card.FILE)
 
@@ -146,7 +146,7 @@ def _write(model: Any, folder: str | os.PathLike, *, weights: bool) -> None:
         raise ValueError(f"cannot save a {type(model).__name__}, wanted one of {list(CLASSES)}")
     family = importlib.import_module(module)
     raw, tensors = family.dump(model)
-    if not weights:
+    if not weights and family_of(raw, folder) is not family:
         raw[_CLASS] = type(model).__name__
     texts = {
         name: json.dumps(values, indent=2) + "\n"
