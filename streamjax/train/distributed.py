@@ -1,6 +1,7 @@
 """One run on many processes: how they find each other, stop at the same step, and end together."""
 
 import os
+import signal
 import socket
 import sys
 import threading
@@ -81,6 +82,42 @@ def joined(wait: float = JOIN_SECONDS) -> Iterator[None]:
         jax.distributed.shutdown()
     finally:
         _joined = None
+
+
+@contextmanager
+def stoppable(code: int) -> Iterator[None]:
+    """In the body SIGTERM ends the process at once with `code`, but for the steps of a run.
+
+    These stop as `streamjax.train.train` says; before and after them there is nothing to save.
+    Without effect outside the main thread, which alone hears signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        _say("stopped with nothing to save: the same command goes on")
+        os._exit(code)
+
+    # A handler waits for Python's turn, minutes while peers are awaited or a program is compiled;
+    # the byte that the signal puts into a pipe is read at once.
+    ears, mouth = os.pipe()
+    os.set_blocking(mouth, False)
+
+    def listen() -> None:
+        while heard := os.read(ears, 64):
+            if signal.SIGTERM in heard and signal.getsignal(signal.SIGTERM) is stop:
+                stop()
+        os.close(ears)
+
+    threading.Thread(target=listen, daemon=True).start()
+    before = signal.signal(signal.SIGTERM, stop), signal.set_wakeup_fd(mouth)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before[1])
+        signal.signal(signal.SIGTERM, before[0] or signal.SIG_DFL)
+        os.close(mouth)
 
 
 def group_of(env: Mapping[str, str]) -> Group | None:

@@ -76,7 +76,7 @@ def train(
         )
     steps = None if profile is None else steps_of(profile)
     try:
-        with distributed.joined():
+        with distributed.stoppable(stopped_exit), distributed.joined():
             config = distributed.in_turn(lambda: load_recipe(recipe, overrides, run=local, **given))
             folder = home or Path("runs") / config.name
             done = train(config, folder, log_to=log, profile=steps)

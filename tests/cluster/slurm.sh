@@ -1,7 +1,7 @@
 #!/bin/bash
 # A real Slurm of one node on this machine, and launch/slurm.sbatch on it: run, stopped by
 # `scancel --signal=TERM`, requeued by itself, gone on to the end, compared with a run that nothing
-# disturbed; then cancelled for good. See README.md.
+# disturbed; then cancelled for good, and with one process killed. See README.md.
 #
 #     bash tests/cluster/slurm.sh [FOLDER]        (a fresh temporary one without)
 set -euo pipefail
@@ -69,7 +69,7 @@ JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 MpiDefault=none
 ReturnToService=2
-KillWait=10
+KillWait=30
 SchedulerParameters=bf_interval=2,sched_interval=2
 NodeName=$host NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
 PartitionName=all Nodes=$host Default=YES MaxTime=INFINITE State=UP
@@ -99,6 +99,7 @@ until_gone() { # JOB
     for _ in $(seq 600); do [ -z "$(squeue --noheader --jobs="$1" 2> /dev/null)" ] && return; sleep 0.5; done
     fail "job $1 did not end: $(squeue --noheader --jobs="$1")"
 }
+inside() { (cd "$1" && echo *); }
 requeues() { scontrol show job "$1" | grep -o 'Restarts=[0-9]*' | cut -d= -f2; }
 
 # An undisturbed run for the comparison.
@@ -131,9 +132,9 @@ grep -q "step $at of 30, compiling" "$work/streamjax-$job.log" || fail "it did n
 "$python" - "$work/whole/metrics.jsonl" "$work/stopped/metrics.jsonl" << 'EOF' || fail "other numbers"
 import json, sys
 
-clocks = {"seconds", "data_seconds", "compiled"}
+told = "step loss grad_norm lr share tp fp fn skipped".split()  # the rest are clocks
 runs = [[json.loads(line) for line in open(file)] for file in sys.argv[1:]]
-whole, stopped = ([{k: v for k, v in row.items() if k not in clocks} for row in run] for run in runs)
+whole, stopped = ([{key: row[key] for key in told} for row in run] for run in runs)
 assert [row["step"] for row in whole] == [*range(1, 31)]
 assert stopped == whole, [pair for pair in zip(stopped, whole) if pair[0] != pair[1]][0]
 EOF
@@ -148,5 +149,17 @@ sleep 3
 [ -z "$(squeue --noheader --jobs="$job" 2> /dev/null)" ] || fail "a cancelled job came back"
 scontrol show job "$job" | grep -q 'JobState=CANCELLED' || fail "$(scontrol show job "$job")"
 [ "$(requeues "$job")" = 0 ] || fail "a cancelled job was requeued"
-say "job $job: cancelled, and stayed so; its checkpoint: $(ls "$work/cancelled/checkpoints")"
+say "job $job: cancelled, and stayed so; in checkpoints/: $(inside "$work/cancelled/checkpoints")"
+
+job=$(submit killed pause=0.1 checkpoint.every=2)
+until_rows killed 4
+for pid in $(pgrep -f "^$(command -v "$python") -m streamjax train .*$work/killed"); do
+    tr '\0' '\n' < "/proc/$pid/environ" | grep -qx SLURM_PROCID=1 && kill -KILL "$pid" && break
+done
+began=$SECONDS
+until_gone "$job"
+scontrol show job "$job" | grep -q 'JobState=FAILED' || fail "$(scontrol show job "$job")"
+[ "$(requeues "$job")" = 0 ] || fail "a job whose process was killed was requeued"
+say "job $job: one process killed, the job failed after $((SECONDS - began)) s and stayed so;" \
+    "in checkpoints/: $(inside "$work/killed/checkpoints")"
 say "passed"

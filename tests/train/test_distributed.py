@@ -100,24 +100,25 @@ def test_a_process_that_is_alone_loads_and_hears_everything(monkeypatch):
     assert distributed.in_turn(lambda: 3) == 3
 
 
-def alone(rank: int, port: int, body: str = "pass") -> subprocess.CompletedProcess:
+def alone(rank: int, port: int, wait: int = 1) -> subprocess.Popen:
     """One of two processes, whose peer never comes."""
-    code = (
-        f"from streamjax.train import distributed\nwith distributed.joined(wait=1):\n    {body}\n"
-    )
+    code = f"""
+import sys
+from streamjax.train import distributed
+with distributed.stoppable(75):
+    print("ready", flush=True)
+    with distributed.joined(wait={wait}):
+        pass
+"""
     env = {
         **os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_PROCESSES": "2",
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_PROCESS_ID": str(rank),
         "PYTHONPATH": str(Path(__file__).parents[2]),
     }  # fmt: skip
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code], env=env, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
 
 
 def test_a_peer_that_does_not_come_and_a_port_that_is_taken_are_one_line():
@@ -125,12 +126,21 @@ def test_a_peer_that_does_not_come_and_a_port_that_is_taken_are_one_line():
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        said = alone(0, port)
-    assert said.returncode == 2
-    assert f"process 0 of 2: 127.0.0.1:{port}: cannot wait there for the others" in said.stderr
-    said = alone(1, port)
-    assert said.returncode == 1
-    assert said.stderr.splitlines()[-1] == (
+        first = alone(0, port)
+        second = alone(1, port + 1, wait=300)  # it waits in vain, until it is told to stop
+        told = first.communicate(timeout=120)[1]
+    assert first.returncode == 2
+    assert f"process 0 of 2: 127.0.0.1:{port}: cannot wait there for the others" in told
+
+    assert second.stdout is not None and second.stdout.readline() == "ready\n"
+    second.terminate()
+    assert "stopped with nothing to save" in second.communicate(timeout=120)[1]
+    assert second.returncode == 75
+
+    late = alone(1, port)
+    told = late.communicate(timeout=120)[1]
+    assert late.returncode == 1
+    assert told.splitlines()[-1] == (
         f"streamjax: process 1 of 2 waited 1 s for all the others at 127.0.0.1:{port}, in vain: "
         f"look whether every one of them runs and reaches that address"
     )
