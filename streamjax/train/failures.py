@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -52,6 +53,8 @@ def not_finite(
 @contextmanager
 def told_when_full(checkpoints: Checkpointer) -> Iterator[None]:
     """What a full disk raises in the body becomes a RunError of one line that says what is safe."""
+    orbax = logging.getLogger("absl")
+    orbax.addFilter(_without_a_stack)
     try:
         yield
     except (InputError, RunError, FloatingPointError):
@@ -64,6 +67,16 @@ def told_when_full(checkpoints: Checkpointer) -> Iterator[None]:
             f"{checkpoints.directory.parent}: the disk is full ({said}); "
             f"{_kept_after(checkpoints)}: free some space, and the same command goes on"
         ) from None
+    finally:
+        orbax.removeFilter(_without_a_stack)
+
+
+def _without_a_stack(record: logging.LogRecord) -> bool:
+    """Orbax logs the stack of what fails in its threads; it comes to us as an exception anyway."""
+    if record.exc_info:
+        said = record.getMessage().splitlines()
+        record.msg, record.args, record.exc_info = said[0][:300] if said else "", (), None
+    return True
 
 
 def _kept_after(checkpoints: Checkpointer) -> str:
