@@ -10,11 +10,10 @@ from streamjax.errors import InputError
 class Chip:
     """One device as JAX counts them; `share` of them make the chip that is sold.
 
-    flops: dense bfloat16 operations per second. memory: bytes. bandwidth: of the memory, bytes per
-    second. link: of one link to a neighbour, bytes per second one way. links: on which axes of a
-    torus a chip has two of them (TPUs), or 1 for a switch that joins `node` devices (GPUs), beyond
-    which they speak over a network of `network` bytes per second each. ring: the side from which on
-    a torus closes (0: never).
+    flops: dense bfloat16 operations per second. memory: bytes that programs may have. bandwidth: of
+    the memory, bytes per second. link: of one link, bytes per second one way. TPUs lie on a torus,
+    two links on each side of it; ring: the length from which on a side closes (0: never). GPUs: a
+    switch joins `node` of them, beyond which each has `network` bytes per second.
     """
 
     kind: str
@@ -22,7 +21,6 @@ class Chip:
     memory: float
     bandwidth: float
     link: float
-    links: int
     ring: int = 0
     node: int = 0
     network: float = 0.0
@@ -30,44 +28,48 @@ class Chip:
     source: str
 
 
-_CLOUD = "cloud.google.com/tpu/docs, page of the generation; links: jax-ml.github.io/scaling-book"
+GIB = 2.0**30
+_CLOUD = (
+    "cloud.google.com/tpu/docs, the generation's page; links: jax-ml.github.io/scaling-book; "
+    "memory: what libtpu 0.0.42 gives programs"
+)
 _NVIDIA = "data sheet of the card; network: one 400 Gb/s port per card (A100: 200)"
 
 CHIPS: dict[str, Chip] = {
     "v4": Chip(
-        kind="TPU v4", flops=137.5e12, memory=16e9, bandwidth=614e9, link=22.5e9, links=3, ring=4,
+        kind="TPU v4", flops=137.5e12, memory=15.25 * GIB, bandwidth=614e9, link=22.5e9, ring=4,
         share=2, source=_CLOUD,
     ),
     "v5e": Chip(
-        kind="TPU v5 lite", flops=197e12, memory=16e9, bandwidth=819e9, link=45e9, links=2,
+        kind="TPU v5 lite", flops=197e12, memory=15.75 * GIB, bandwidth=819e9, link=45e9,
         ring=16, source=_CLOUD,
     ),
     "v5p": Chip(
-        kind="TPU v5", flops=459e12, memory=95e9, bandwidth=2765e9, link=90e9, links=3, ring=4,
+        kind="TPU v5", flops=459e12, memory=95.74 * GIB, bandwidth=2765e9, link=90e9, ring=4,
         source=_CLOUD,
     ),
     "v6e": Chip(
-        kind="TPU v6 lite", flops=918e12, memory=32e9, bandwidth=1640e9, link=90e9, links=2,
+        kind="TPU v6 lite", flops=918e12, memory=31.25 * GIB, bandwidth=1640e9, link=90e9,
         ring=16, source=_CLOUD,
     ),
     "tpu7x": Chip(
-        kind="TPU7x", flops=1153.5e12, memory=96e9, bandwidth=3690e9, link=45e9, links=3, ring=4,
+        kind="TPU7x", flops=1153.5e12, memory=94.75 * GIB, bandwidth=3690e9, link=45e9, ring=4,
         share=2, source=_CLOUD,
     ),
     "a100": Chip(
-        kind="A100", flops=312e12, memory=80e9, bandwidth=2039e9, link=300e9, links=1, node=8,
+        kind="A100", flops=312e12, memory=80 * GIB, bandwidth=2039e9, link=300e9, node=8,
         network=25e9, source=_NVIDIA,
     ),
     "h100": Chip(
-        kind="H100", flops=989e12, memory=80e9, bandwidth=3350e9, link=450e9, links=1, node=8,
+        kind="H100", flops=989e12, memory=80 * GIB, bandwidth=3350e9, link=450e9, node=8,
         network=50e9, source=_NVIDIA,
     ),
     "h200": Chip(
-        kind="H200", flops=989e12, memory=141e9, bandwidth=4800e9, link=450e9, links=1, node=8,
+        kind="H200", flops=989e12, memory=141e9, bandwidth=4800e9, link=450e9, node=8,
         network=50e9, source=_NVIDIA,
     ),
     "b200": Chip(
-        kind="B200", flops=2250e12, memory=180e9, bandwidth=8000e9, link=900e9, links=1, node=8,
+        kind="B200", flops=2250e12, memory=180e9, bandwidth=8000e9, link=900e9, node=8,
         network=50e9, source=_NVIDIA,
     ),
 }  # fmt: skip
