@@ -53,7 +53,7 @@ CLASSES: dict[str, str] = {
     "InternVL": "streamjax.weights.internvl",
 }
 
-# In a run's config.json, the class that is trained, where model_type is that of its weights' reader.
+# In a run's config.json, the class that is trained, where model_type stands for another one.
 _CLASS = "streamjax_class"
 _DOWNLOADED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", card.FILE)
 

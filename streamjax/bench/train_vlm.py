@@ -150,7 +150,8 @@ def make_case(size: str, dtype: Any, length: int, rows: int, remat: Remat | None
     setup, host = set_up(config, mesh), packed(wanted, length, rows)
     with jax.set_mesh(mesh):
         arrays, state = put(config, host, mesh), setup.make()
-        step = make_step(config, setup, mesh).lower(state, arrays).compile()
+        program: Any = make_step(config, setup, mesh)
+        step = program.lower(state, arrays).compile()
     blank = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
     flops = train_flops(blank, setup.abstract.params, host)
     memory = getattr(step.memory_analysis(), "temp_size_in_bytes", 0)

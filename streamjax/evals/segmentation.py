@@ -113,7 +113,7 @@ def boundary(said: Bool[np.ndarray, "h w"], true: Bool[np.ndarray, "h w"]) -> fl
     if not edges[0].any() or not edges[1].any():
         return float(edges[0].any() == edges[1].any())
     # Within a disc of radius `reach` around the other boundary: the nearest of it is that near.
-    near = [distance_transform_edt(~edge) <= reach for edge in edges]
+    near = [np.asarray(distance_transform_edt(~edge)) <= reach for edge in edges]
     precision, recall = near[1][edges[0]].mean(), near[0][edges[1]].mean()
     total = precision + recall
     return float(2 * precision * recall / total) if total else 0.0

@@ -20,6 +20,7 @@ from streamjax.models.layers import (
     ACTIVATIONS,
     LayerNorm,
     Linear,
+    Remat,
     RMSNorm,
     for_stream,
     parameter,
@@ -142,7 +143,7 @@ class InternViT(nnx.Module):
         *,
         rngs: nnx.Rngs,
         dtype: Any = jnp.float32,
-        remat: str | None = None,
+        remat: Remat | None = None,
     ):
         c, init = config, initializers.normal(config.initializer_range)
         e, values = c.hidden_size, c.num_channels * c.patch_size**2
@@ -252,7 +253,7 @@ class InternVL(VideoLM):
         *,
         rngs: nnx.Rngs,
         dtype: Any = jnp.float32,
-        remat: str | None = None,
+        remat: Remat | None = None,
     ):
         super().__init__(config, rngs=rngs, dtype=dtype, remat=remat)
         self.visual = InternViT(config.vision, rngs=rngs, dtype=dtype, remat=remat)

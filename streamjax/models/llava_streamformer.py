@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from streamjax.data.processors import best_pinpoint
 from streamjax.models import streamformer
 from streamjax.models.decoder import DecoderConfig
-from streamjax.models.layers import ACTIVATIONS, Linear, parameter
+from streamjax.models.layers import ACTIVATIONS, Linear, Remat, parameter
 from streamjax.models.streamformer import StreamFormer, StreamFormerConfig, TemporalCache
 from streamjax.models.vlm import Grid, VideoLM, host_grid
 
@@ -88,7 +88,7 @@ class LlavaStreamFormer(VideoLM):
         *,
         rngs: nnx.Rngs,
         dtype: Any = jnp.float32,
-        remat: str | None = None,
+        remat: Remat | None = None,
     ):
         super().__init__(config, rngs=rngs, dtype=dtype, remat=remat)
         width = config.decoder.hidden_size

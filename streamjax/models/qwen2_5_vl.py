@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from streamjax.models.decoder import DecoderConfig
-from streamjax.models.layers import ACTIVATIONS, Linear, RMSNorm, run_layers, stack
+from streamjax.models.layers import ACTIVATIONS, Linear, Remat, RMSNorm, run_layers, stack
 from streamjax.models.qwen_vision import (
     PatchEmbed,
     PlanShape,
@@ -127,7 +127,7 @@ class Merger(nnx.Module):
 class VisionTower(nnx.Module):
     """Patches [p e] and their plan -> visual tokens [p/4 d] in reading order."""
 
-    def __init__(self, c: VisionConfig, *, rngs: nnx.Rngs, remat: str | None = None):
+    def __init__(self, c: VisionConfig, *, rngs: nnx.Rngs, remat: Remat | None = None):
         self.config, self.remat = c, remat
         self.patch = PatchEmbed(c, bias=False, rngs=rngs)
         self.layers = stack(lambda r: VisionBlock(c, rngs=r), c.depth, rngs)
@@ -173,7 +173,7 @@ class Qwen2_5_VL(QwenVL):
         *,
         rngs: nnx.Rngs,
         dtype: Any = jnp.float32,
-        remat: str | None = None,
+        remat: Remat | None = None,
     ):
         super().__init__(config, rngs=rngs, dtype=dtype, remat=remat)
         self.visual = VisionTower(config.vision, rngs=rngs, remat=remat)

@@ -18,6 +18,7 @@ from streamjax.models.layers import (
     ACTIVATIONS,
     LayerNorm,
     Linear,
+    Remat,
     parameter,
     run_layers,
     stack,
@@ -157,7 +158,7 @@ class VisionTower(nnx.Module):
     order.
     """
 
-    def __init__(self, c: VisionConfig, *, rngs: nnx.Rngs, remat: str | None = None):
+    def __init__(self, c: VisionConfig, *, rngs: nnx.Rngs, remat: Remat | None = None):
         levels = len(c.deepstack_visual_indexes)
         self.config, self.remat = c, remat
         self.patch = PatchEmbed(c, bias=True, rngs=rngs)
@@ -223,7 +224,7 @@ class Qwen3_VL(QwenVL):
         *,
         rngs: nnx.Rngs,
         dtype: Any = jnp.float32,
-        remat: str | None = None,
+        remat: Remat | None = None,
     ):
         super().__init__(config, rngs=rngs, dtype=dtype, remat=remat)
         self.visual = VisionTower(config.vision, rngs=rngs, remat=remat)

@@ -16,6 +16,7 @@ from streamjax.models.layers import (
     ACTIVATIONS,
     LayerNorm,
     Linear,
+    Remat,
     parameter,
     run_layers,
     stack,
@@ -107,7 +108,7 @@ class SiglipText(nnx.Module):
         *,
         rngs: nnx.Rngs,
         dtype: Any = jnp.float32,
-        remat: str | None = None,
+        remat: Remat | None = None,
     ):
         c, d = config, config.hidden_size
         near = initializers.normal(d**-0.5)

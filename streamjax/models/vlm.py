@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from streamjax.data.processors import Assets
 from streamjax.models.decoder import Decoder, DecoderConfig
-from streamjax.models.layers import for_stream
+from streamjax.models.layers import Remat, for_stream
 from streamjax.ops.cache import KVCache, evict
 from streamjax.sharding import constrain
 
@@ -85,7 +85,7 @@ class VideoLM(nnx.Module):
     pixel_dims: int  # dimensions of pixels; one more in front: the same number of pictures per row
 
     def __init__(
-        self, config: Any, *, rngs: nnx.Rngs, dtype: Any = jnp.float32, remat: str | None = None
+        self, config: Any, *, rngs: nnx.Rngs, dtype: Any = jnp.float32, remat: Remat | None = None
     ):
         decoder: DecoderConfig = config.decoder
         self.config, self.dtype, self.assets = config, jnp.dtype(dtype), Assets()

@@ -1,5 +1,7 @@
 """Causal attention on NVIDIA GPUs: cuDNN's flash attention, whole rows and packed ones."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -41,7 +43,7 @@ def cudnn_attention(
         )
         return out.swapaxes(1, 2)
     starts, lengths = runs(segments, SEGMENTS)
-    out = cudnn.dot_product_attention(
+    out: Any = cudnn.dot_product_attention(
         *heads, q_seqlen=lengths, kv_seqlen=lengths, q_offsets=starts, kv_offsets=starts,
         scale=scale, mask_type=cudnn.MaskType.PADDING_CAUSAL,
     )  # fmt: skip

@@ -166,9 +166,8 @@ def _pretraining(model: Pretraining, shapes: Mapping[str, tuple[int, ...]], task
     texts = [siglip_text(model.text, shapes["text"], "text/")] if "text" in shapes else []
     # What is compared with what: rows of the model's width against the candidates' texts.
     width = model.tower.config.hidden_size
-    classes = sum(len(v[...]) for v in model.labels.get(task, {}).values()) if task in (
-        model.labels
-    ) else b  # fmt: skip
+    tables = model.labels[task].values() if task in model.labels else ()
+    classes = sum(table.get_value().shape[0] for table in tables) or b
     candidates = shapes["choices"][-1] if "choices" in shapes else classes
     compared = patches if path is not None else b * t
     if model.kinds[task] in ("recognition", "retrieval"):

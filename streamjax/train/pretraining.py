@@ -12,6 +12,7 @@ from streamjax.data.captions import CLASS_TEMPLATES, NAME_TEMPLATES, CaptionToke
 from streamjax.data.tasks import Labels
 from streamjax.data.world import WorldConfig
 from streamjax.errors import InputError
+from streamjax.models.layers import Remat
 from streamjax.models.pretraining import CLOSED, Pretraining, pretraining
 from streamjax.models.siglip import Siglip
 from streamjax.models.siglip_text import SiglipTextConfig
@@ -30,7 +31,7 @@ def from_siglip(
     words: CaptionTokenizer,
     num_frames: int = 16,
     dtype: Any = jnp.float32,
-    remat: str | None = None,
+    remat: Remat | None = None,
     before: Callable[[Any], None] | None = None,
 ) -> Pretraining:
     """The model that pre-training starts from: a SigLIP folder, lifted to video, with LoRA.
