@@ -153,9 +153,7 @@ def placement_table(rows: Iterable[Placement]) -> str:
     """The rows as text: path, shape, spec, bytes, bytes per device, copies of each byte."""
     lines = [("path", "shape", "spec", "bytes", "per device", "copies")]
     for row in rows:
-        spec = ", ".join(
-            "-" if e is None else "+".join((e,) if isinstance(e, str) else e) for e in row.spec
-        )
+        spec = ", ".join("+".join(mesh_axes(entry)) or "-" for entry in row.spec)
         shape = " ".join(map(str, row.shape))
         counts = (f"{row.bytes:,}", f"{row.per_device:,}", str(row.copies))
         lines.append((row.path, f"[{shape}]", f"({spec})", *counts))

@@ -60,6 +60,10 @@ def test_every_array_has_its_place(size):
     by_path = {row.path: row for row in rows}
     parts = {path.split("/")[0] for path in by_path}
     assert parts == {"params", "frozen", "opt_state", "batch", "activations", "cache"}
+    attended = by_path["activations/attention.causal_attention"]
+    logits = by_path["activations/stream.chunked_stream_loss/on a device"]
+    assert attended.copies < 256
+    assert logits.shape == (1, 256, wanted.decoder.vocab_size // 4)
     everywhere = [row.path for row in rows if row.copies == 256 and row.bytes > MB]
     assert not everywhere
     # Matrices and their moments are cut over both axes; a patch kernel's rows do not divide.

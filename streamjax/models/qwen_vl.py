@@ -13,6 +13,7 @@ from streamjax.models.decoder import DecoderConfig
 from streamjax.models.layers import ACTIVATIONS, for_stream
 from streamjax.models.qwen_vision import PlanShape, VisionPlan, plan_rows
 from streamjax.models.vlm import VideoLM, host_grid
+from streamjax.sharding import mesh_axes, spec_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -162,4 +163,7 @@ def _see(visual: Any, pixels: Float[Array, "p e"], plan: VisionPlan) -> Any:
 
 @jax.jit
 def _see_rows(visual: Any, pixels: Float[Array, "b p e"], plan: VisionPlan) -> Any:
-    return jax.vmap(visual)(pixels, plan)
+    # What the tower pins keeps its rows where they are.
+    mesh = jax.sharding.get_abstract_mesh()
+    rows = () if mesh.empty else mesh_axes(spec_of(pixels.shape[:1], ("batch",), mesh)[0])
+    return jax.vmap(visual, spmd_axis_name=rows or None)(pixels, plan)

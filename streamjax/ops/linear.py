@@ -11,8 +11,10 @@ def linear(
     """`x @ kernel + bias`, accumulated in float32 and returned in x's dtype.
 
     Asking for float32 accumulation is what makes XLA:CPU use its bfloat16 kernels at all; a plain
-    `x @ w` upcasts both sides first and is about 3x slower. A single row in bfloat16 is padded to
-    eight, because the one-row kernel runs at a tenth of the speed of the eight-row one.
+    `x @ w` upcasts both sides first and is about 3x slower. The gradients' products have sides in
+    x's dtype and float32 sums too, and the kernel's gradient is not rounded on its way to a float32
+    kernel. A single row in bfloat16 is padded to eight, because the one-row kernel runs at a tenth
+    of the speed of the eight-row one.
     """
     dtype = x.dtype
     rows = x.shape[:-1]
@@ -20,17 +22,39 @@ def linear(
     if few:
         x = x.reshape(-1, x.shape[-1])
         x = jnp.pad(x, ((0, 8 - x.shape[0]), (0, 0)))
-    y = jax.lax.dot_general(
-        x,
-        kernel.astype(dtype),
-        (((x.ndim - 1,), (0,)), ((), ())),
-        preferred_element_type=jnp.float32,
-    )
+    y = _product(x, kernel)
     if few:
         y = y[: _size(rows)].reshape(*rows, -1)
     if bias is not None:
         y = y + bias.astype(jnp.float32)
     return y.astype(dtype)
+
+
+@jax.custom_vjp
+def _product(x, kernel):
+    """`x @ kernel` in float32, of sides in x's dtype."""
+    return _dot(x, kernel.astype(x.dtype), (x.ndim - 1,), (0,))
+
+
+def _forward(x, kernel):
+    return _product(x, kernel), (x, kernel)
+
+
+def _backward(sides, slope):
+    """JAX's own would multiply a float32 slope with a bfloat16 side, at float32's speed."""
+    x, kernel = sides
+    slope = slope.astype(x.dtype)  # exact: the result was rounded to it
+    rows = tuple(range(x.ndim - 1))
+    by_x = _dot(slope, kernel.astype(x.dtype), (x.ndim - 1,), (1,))
+    return by_x.astype(x.dtype), _dot(x, slope, rows, rows).astype(kernel.dtype)
+
+
+_product.defvjp(_forward, _backward)
+
+
+def _dot(left, right, of_left, of_right):
+    dims = ((of_left, of_right), ((), ()))
+    return jax.lax.dot_general(left, right, dims, preferred_element_type=jnp.float32)
 
 
 def layer_norm(

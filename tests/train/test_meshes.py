@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,6 +16,7 @@ from streamjax.models import qwen2_5_vl
 from streamjax.models.decoder import DecoderConfig
 from streamjax.sharding import make_mesh
 from streamjax.train import MeshConfig, OptimConfig, TrainConfig, streamo
+from streamjax.train.layout import equations
 from streamjax.train.objectives import converse
 from streamjax.train.state import set_up
 from streamjax.train.step import make_step, put
@@ -129,3 +131,20 @@ def test_micro_batches_change_nothing(alone):
     """The mean over all labels of the step, however it is cut."""
     found = curve(config(accumulate=4, mesh=MeshConfig(data=1)))
     np.testing.assert_allclose(found, alone, rtol=2e-5)
+
+
+def test_bfloat16_computes_and_float32_is_kept():
+    """Parameters and moments are float32; no product with a kernel is, forward or backward."""
+    wanted = config(model=functools.partial(config().model, dtype=jnp.bfloat16))
+    setup, mesh = set_up(wanted, make_mesh()), make_mesh()
+    kept = jax.tree.leaves((setup.abstract.params, setup.abstract.opt_state))
+    assert {leaf.dtype for leaf in kept if leaf.ndim} == {jnp.dtype("float32")}
+    batch = {k: jax.ShapeDtypeStruct(a.shape, a.dtype) for k, a in batch_of(8).items()}
+    program = jax.make_jaxpr(make_step(wanted, setup, mesh))(setup.abstract, batch)
+    products = [
+        tuple(side.aval.dtype for side in equation.invars)
+        for equation in equations(program.jaxpr)
+        if equation.primitive.name == "dot_general"
+        and not equation.params["dimension_numbers"][1][0]  # attention's are of batches
+    ]
+    assert len(products) > 20 and set(products) == {(jnp.dtype("bfloat16"),) * 2}
