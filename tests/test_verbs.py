@@ -234,6 +234,7 @@ def test_bench_tells_frame_and_floor(what, capsys):
     assert frame > 0 and floor == pytest.approx(products + cache, abs=0.02)
 
 
+@pytest.mark.slow
 def test_bench_tells_a_turn_under_every_policy(capsys, tmp_path, monkeypatch):
     asked = ["bench", "stream", "--family", "qwen2_5_vl", "--size", "tiny", "--context", "200"]
     assert cli.main([*asked, "--frames", "1"]) == 0

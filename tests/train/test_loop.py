@@ -86,6 +86,7 @@ def alive(group: int) -> bool:
     return True
 
 
+@pytest.mark.slow  # test_chaos.py kills a run three times in every test run
 def test_killed_and_interrupted_at_random_moments_it_goes_on_bit_for_bit(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     undisturbed = start(whole)
