@@ -88,7 +88,7 @@ recipe=$root/tests/launch/recipe.py
 submit() { # RUN [more] -> the job's number
     local run=$1; shift
     (cd "$work" && sbatch --parsable --ntasks-per-node=2 --gpus-per-node=0 --cpus-per-task=1 \
-        --time=10 "$root/launch/slurm.sbatch" "$recipe" --run "$work/$run" "$@")
+        --time=120 "$root/launch/slurm.sbatch" "$recipe" --run "$work/$run" "$@")
 }
 rows() { wc -l 2> /dev/null < "$work/$1/metrics.jsonl" || echo 0; }
 until_rows() { # RUN ROWS
