@@ -92,11 +92,11 @@ submit() { # RUN [more] -> the job's number
 }
 rows() { wc -l 2> /dev/null < "$work/$1/metrics.jsonl" || echo 0; }
 until_rows() { # RUN ROWS
-    for _ in $(seq 600); do [ "$(rows "$1")" -ge "$2" ] && return; sleep 0.2; done
+    for _ in $(seq 3000); do [ "$(rows "$1")" -ge "$2" ] && return; sleep 0.2; done
     fail "$1 did not come to $2 rows"
 }
 until_gone() { # JOB
-    for _ in $(seq 600); do [ -z "$(squeue --noheader --jobs="$1" 2> /dev/null)" ] && return; sleep 0.5; done
+    for _ in $(seq 3000); do [ -z "$(squeue --noheader --jobs="$1" 2> /dev/null)" ] && return; sleep 0.5; done
     fail "job $1 did not end: $(squeue --noheader --jobs="$1")"
 }
 inside() { (cd "$1" && echo *); }
@@ -114,7 +114,7 @@ until_rows stopped 4
 say "job $job: $(rows stopped) rows, scancel --signal=TERM"
 scancel --signal=TERM "$job"
 # A requeued job waits two minutes by Slurm's rule (its begin time); here it may go on at once.
-for _ in $(seq 300); do
+for _ in $(seq 1500); do
     squeue --noheader --format=%T --jobs="$job" 2> /dev/null | grep -q PENDING && break
     sleep 0.2
 done
