@@ -39,12 +39,14 @@ from streamjax.data.tasks import open_tasks
 from streamjax.models.pretraining import frozen
 from streamjax.models.streamformer import StreamFormerConfig
 from streamjax.train import CheckpointConfig, MeshConfig, OptimConfig, TrainConfig
+from streamjax.train import shapes as blank
 from streamjax.train.config import streamformer_undecayed
 from streamjax.train.pretraining import from_siglip, tiny_start
 from streamjax.train.video_tasks import objectives
 
 CLIPS = 128  # of one task in a mini-batch, over all devices
 EPOCHS = 20
+SAMPLES = 1_000_000  # about; the number of updates of a run in shapes alone
 
 
 def config(
@@ -53,39 +55,47 @@ def config(
     cosine: Literal["published", "whole"] = "published",
     run: str | Path = "runs/streamformer_pretrain",
     tiny: bool = False,
+    shapes: bool = False,
 ) -> TrainConfig:
     clips, epochs, frames, size = CLIPS, EPOCHS, 16, 224
-    if tiny:
-        (siglip, data), (clips, epochs, frames, size) = tiny_start(run), (2, 1, 4, 64)
-    words = CaptionTokenizer(siglip)
-    tasks = open_tasks(data, tokens=words, frames=frames, size=size)
-    kinds = {name: task.kind for name, task in tasks.items()}
-    sizes = {name: len(task.source()) for name, task in tasks.items()}
-    copies = balance(sizes)
-    order = balanced_order({name: n * copies[name] for name, n in sizes.items()}, clips)
-    epoch = len(order) // len(tasks)  # updates
-    return TrainConfig(
-        name=f"streamformer_pretrain{'_tiny' * tiny}",
-        steps=epochs * epoch,
-        batch_size=clips,
-        model=functools.partial(
+    dtype, remat = (jnp.float32, None) if tiny else (jnp.bfloat16, "nothing_saveable")
+    if shapes:
+        kinds = {name: kind for name, (kind, _) in blank.TASKS.items()}
+        every = blank.pretraining_data(frames=frames, size=size)
+        epoch = SAMPLES // (clips * len(every))
+        model = functools.partial(blank.pretraining, num_frames=frames)
+    else:
+        if tiny:
+            (siglip, data), (clips, epochs, frames, size) = tiny_start(run), (2, 1, 4, 64)
+        words = CaptionTokenizer(siglip)
+        tasks = open_tasks(data, tokens=words, frames=frames, size=size)
+        kinds = {name: task.kind for name, task in tasks.items()}
+        sizes = {name: len(task.source()) for name, task in tasks.items()}
+        copies = balance(sizes)
+        order = balanced_order({name: n * copies[name] for name, n in sizes.items()}, clips)
+        epoch = len(order) // len(tasks)  # updates
+        model = functools.partial(
             from_siglip,
             siglip=str(siglip),
             kinds=kinds,
             labels={name: task.labels for name, task in tasks.items()},
             words=words,
             num_frames=frames,
-            dtype=jnp.float32 if tiny else jnp.bfloat16,
-            remat=None if tiny else "nothing_saveable",
-        ),
-        weights="loaded",
-        objective=objectives(kinds),
-        data={
+        )
+        every = {
             name: task.data(workers=0 if tiny else 16, threads=2, max_bad=0.05)
             for name, task in tasks.items()
-        },
+        }
+    return TrainConfig(
+        name=f"streamformer_pretrain{'_tiny' * tiny}",
+        steps=epochs * epoch,
+        batch_size=clips,
+        model=functools.partial(model, dtype=dtype, remat=remat),
+        weights="fresh" if shapes else "loaded",
+        objective=objectives(kinds),
+        data=every,
         order="balanced",
-        accumulate=len(tasks),
+        accumulate=len(every),
         optim=OptimConfig(
             lr=7e-5,
             restart=epoch if cosine == "published" else None,

@@ -36,6 +36,7 @@ from pathlib import Path
 from streamjax.models.layers import Remat
 from streamjax.train import CheckpointConfig, MeshConfig, OptimConfig, TrainConfig, streamo
 from streamjax.train.objectives import converse
+from streamjax.train.shapes import streamo_start as shaped
 
 NAME = "streamo_internvl3_2b"
 TRAINED = ("decoder", "projector")
@@ -51,10 +52,13 @@ def config(
     remat: Remat = "nothing_saveable",
     run: str | Path | None = None,
     tiny: bool = False,
+    shapes: bool = False,
 ) -> TrainConfig:
     home = Path(run or f"runs/{NAME}{'_tiny' * tiny}")
     if tiny:
         start = streamo.from_world("internvl", home)
+    elif shapes:
+        start = shaped("internvl", "2B", trained=TRAINED, length=length, dialogues=dialogues)
     else:
         start = streamo.from_base(
             "internvl", base, home, annotations=annotations, videos=videos, trained=TRAINED,

@@ -35,6 +35,7 @@ from pathlib import Path
 from streamjax.models.layers import Remat
 from streamjax.train import CheckpointConfig, MeshConfig, OptimConfig, TrainConfig, streamo
 from streamjax.train.objectives import converse
+from streamjax.train.shapes import streamo_start as shaped
 
 NAME = "streamo_qwen25vl_7b"
 TRAINED = ("decoder", "visual/merger")
@@ -55,10 +56,13 @@ def config(
     remat: Remat = "nothing_saveable",
     run: str | Path | None = None,
     tiny: bool = False,
+    shapes: bool = False,
 ) -> TrainConfig:
     home = Path(run or f"runs/{NAME}{'_tiny' * tiny}")
     if tiny:
         start = streamo.from_world("qwen2_5_vl", home)
+    elif shapes:
+        start = shaped("qwen2_5_vl", "7B", trained=TRAINED, length=length, dialogues=dialogues)
     else:
         start = streamo.from_base(
             "qwen2_5_vl", base, home, annotations=annotations, videos=videos, trained=TRAINED,
