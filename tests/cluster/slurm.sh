@@ -30,7 +30,13 @@ export PATH=$work/bin:$PATH PYTHONPATH=$root JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVIC
 
 pids=()
 stop() {
-    scancel --state=RUNNING,PENDING --user=root > /dev/null 2>&1 || true
+    # What still runs ends before the daemons do, which would leave it behind.
+    scancel --signal=KILL --full --user=root > /dev/null 2>&1 || true
+    scancel --user=root > /dev/null 2>&1 || true
+    for _ in $(seq 60); do
+        [ -z "$(squeue --noheader 2> /dev/null)" ] && break
+        sleep 0.5
+    done
     for ((i = ${#pids[@]} - 1; i >= 0; i--)); do kill "${pids[i]}" 2> /dev/null || true; done
     wait || true
     say "Slurm stopped; what it wrote is in $work"
