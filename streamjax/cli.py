@@ -22,6 +22,7 @@ VERBS = {
     "redecide": "make a trace's decisions again with other thresholds, without the model",
     "encode": "write a StreamFormer's features of a video, and where texts fit it",
     "eval": "score a model on held-out records, a table per task",
+    "fit": "compile a recipe for a pod: does it fit, how fast would it be",
     "export": "write a training run as a Hugging Face folder",
     "bench": "time a stream, or a training step, beside the floor of this machine",
     "world": "write the embedded world: videos and their annotations",

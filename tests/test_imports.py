@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
                "data.processors", "data.video"),
     "evals": ("stream", "models", "data"),
     "bench": ("stream", "train", "models", "ops", "sharding", "data"),
-    "fit": ("train", "stream", "sharding"),
+    "fit": ("train", "stream", "losses", "ops", "sharding"),
     "demo": EVERYTHING,
     "cli": EVERYTHING,
     "verbs": EVERYTHING,

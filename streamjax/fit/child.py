@@ -141,7 +141,8 @@ class Work:
                 "name": program.name,
                 "times": program.times,
                 "useful": program.useful,
-                "executed": executed(traced.jaxpr.jaxpr),
+                "executed": executed(traced.jaxpr.jaxpr, program.turns),
+                "turns": program.turns,
                 "resident": program.resident,
             }
             try:
@@ -166,7 +167,7 @@ class Work:
             sizes["arguments"] + sizes["outputs"] - sizes["aliased"] + sizes["temporaries"]
             + sizes["code"] + program.resident
         )  # fmt: skip
-        reading = hlo.read(done.as_text(), dict(self.mesh.shape))
+        reading = hlo.read(done.as_text(), dict(self.mesh.shape), turns=program.turns)
         sizes["activations"] = min(reading.stacked, sizes["temporaries"])
         return told | {
             "fits": needed <= self.where.chip.memory,

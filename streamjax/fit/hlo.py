@@ -87,7 +87,7 @@ class Collective:
 class Reading:
     """Of one run of a program on each device: its collectives, bytes to and from main memory, bytes
     that loops stack up for later (activations kept for the backward pass), and the number of loops
-    whose turns are not known, counted once."""
+    whose turns are not known."""
 
     collectives: tuple[Collective, ...]
     traffic: float
@@ -95,10 +95,13 @@ class Reading:
     unknown_loops: int
 
 
-def read(text: str, mesh: dict[str, int]) -> Reading:
-    """Reads `compiled.as_text()` of a program partitioned over a mesh (axis -> size, in order)."""
+def read(text: str, mesh: dict[str, int], *, turns: int = 1) -> Reading:
+    """Reads `compiled.as_text()` of a program partitioned over a mesh (axis -> size, in order).
+
+    turns: of a loop whose number of them is known only when it runs.
+    """
     computations, entry = parse(text)
-    reader = _Reader(computations, mesh)
+    reader = _Reader(computations, mesh, turns)
     reader.visit(entry, 1.0)
     return Reading(tuple(reader.collectives), reader.traffic, reader.stacked, reader.unknown)
 
@@ -164,6 +167,7 @@ def axes_of(groups: np.ndarray | None, mesh: dict[str, int]) -> tuple[str, ...]:
 class _Reader:
     computations: dict[str, Computation]
     mesh: dict[str, int]
+    otherwise: int = 1
     collectives: list[Collective] = field(default_factory=list)
     traffic: float = 0.0
     stacked: int = 0
@@ -183,7 +187,7 @@ class _Reader:
             count = self._turns(i)
             self.unknown += count is None
             for inner in i.called("body"):
-                self.visit(inner, times * (count or 1), count or 0, fused)
+                self.visit(inner, times * (count or self.otherwise), count or 0, fused)
             return
         if i.opcode == "conditional":
             self._larger(i, times, turns, fused)
@@ -210,7 +214,7 @@ class _Reader:
         ]  # fmt: skip
         found = []
         for name in names:
-            own = _Reader(self.computations, self.mesh)
+            own = _Reader(self.computations, self.mesh, self.otherwise)
             own.visit(name, times, turns, fused)
             found.append(own)
         if not found:
@@ -253,7 +257,7 @@ class _Reader:
 
     def _moved(self, i: Instruction, body: Computation) -> float:
         """Bytes that one instruction reads from and writes to main memory."""
-        if i.opcode in FREE or i.opcode.removesuffix("-done") in KINDS:
+        if i.opcode in FREE or i.opcode.endswith("-done"):
             return 0.0
         inputs = self._operands(i, body)
         if i.opcode in ("copy-start", "slice-start"):

@@ -9,13 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.extend.core import jaxprs_in_params
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from streamjax.errors import InputError
+from streamjax.losses.stream import CHUNK
+from streamjax.ops.attention import SLOTS
 from streamjax.sharding import RULES, placements, shardings_of, spec_of
 from streamjax.stream import program as stream_program
 from streamjax.train.config import TrainConfig
-from streamjax.train.flops import train_flops, turn_flops
+from streamjax.train.flops import branches, train_flops, turn_flops
 from streamjax.train.state import set_up
 from streamjax.train.step import batch_sharding, make_step, task_programs
 
@@ -25,14 +28,15 @@ class Program:
     """One program of a step, `times` of it in each.
 
     trace: gives the `jax.stages.Traced` of it. useful: operations of one run over all devices,
-    without what is worked out twice. resident: bytes on each device that are none of its arguments
-    and lie there while it runs.
+    without what is worked out twice. turns: of loops that end when the data say so. resident: bytes
+    on each device that are none of its arguments and lie there while it runs.
     """
 
     name: str
     times: float
     trace: Callable[[], Any]
     useful: float
+    turns: int = 1
     resident: int = 0
 
 
@@ -75,16 +79,19 @@ def training(config: TrainConfig, mesh: Mesh) -> Case:
             for key, a in first_row(data).items()
         }
 
-    def useful(batch: Mapping[str, Any], task: str | None = None) -> float:
+    def micro(batch: Mapping[str, Any]) -> dict[str, Any]:
         leading = int(_stacked(config))
-        one = {k: jax.ShapeDtypeStruct(a.shape[leading:], a.dtype) for k, a in batch.items()}
-        return train_flops(model, setup.abstract.params, one, task=task).step
+        return {k: jax.ShapeDtypeStruct(a.shape[leading:], a.dtype) for k, a in batch.items()}
+
+    def useful(batch: Mapping[str, Any], task: str | None = None) -> float:
+        return train_flops(model, setup.abstract.params, micro(batch), task=task).step
 
     if not isinstance(config.data, Mapping) or not isinstance(config.objective, Mapping):
         batch = shaped(config.data)
         step: Any = make_step(config, setup, mesh)
         done = useful(batch) * (config.accumulate if _stacked(config) else 1)
-        whole = Program("step", 1, lambda: step.trace(state, batch), done)
+        turns = _loss_turns(model, micro(batch))
+        whole = Program("step", 1, lambda: step.trace(state, batch), done, turns)
         return Case(mesh, (whole,), held, rows, _tokens(batch))
 
     several = task_programs(config, config.objective, setup, mesh)
@@ -106,7 +113,7 @@ def training(config: TrainConfig, mesh: Mesh) -> Case:
             return several.add[task].trace(total, state.params, state.frozen, batch, part)
 
         # The moments wait while gradients are added up.
-        programs.append(Program(task, share, trace, useful(batch, task), held["moments"]))
+        programs.append(Program(task, share, trace, useful(batch, task), 1, held["moments"]))
     update = Program("update", 1, lambda: several.apply.trace(state, total), 0.0)
     return Case(mesh, (*programs, update), held, rows, round(tokens))
 
@@ -175,7 +182,9 @@ def streaming(config: TrainConfig, mesh: Mesh, *, capacity: int, tokens: int, st
     done = turn_flops(model, tokens, capacity, shapes)
     kept = [(a, math.prod(a.sharding.shard_shape(a.shape))) for a in jax.tree.leaves(cache)]
     held["cache"] = sum(size * a.dtype.itemsize for a, size in kept)
-    return Case(mesh, (Program("turn", 1, trace, done),), held, streams, streams * tokens)
+    # Attention against the cache walks the tiles that are in use: here all.
+    turn = Program("turn", 1, trace, done, -(-capacity // SLOTS))
+    return Case(mesh, (turn,), held, streams, streams * tokens)
 
 
 def first_row(data: Any) -> dict[str, np.ndarray]:
@@ -184,12 +193,12 @@ def first_row(data: Any) -> dict[str, np.ndarray]:
     return dict(sample if data.pack is None else data.pack.row([sample]))
 
 
-def executed(jaxpr: Any) -> float:
+def executed(jaxpr: Any, turns: int = 1) -> float:
     """Operations of a traced program over all devices: every product as often as it is run.
 
     What is worked out again in the backward pass counts again; of a conditional the larger branch;
-    of a kernel all blocks of its grid, or half of them where the kernel is causal. A loop without a
-    known number of turns counts once.
+    of a kernel all blocks of its grid, or half of them where the kernel is causal. turns: of a loop
+    without a known number of them.
     """
     total = 0.0
     for equation in jaxpr.eqns:
@@ -200,18 +209,37 @@ def executed(jaxpr: Any) -> float:
             depth = math.prod(shape[d] for d in contract)
             total += 2.0 * depth * math.prod(equation.outvars[0].aval.shape)
         elif name == "scan":
-            total += params["length"] * executed(params["jaxpr"].jaxpr)
+            total += params["length"] * executed(params["jaxpr"].jaxpr, turns)
+        elif name == "while":
+            total += _turns(equation, turns) * executed(params["body_jaxpr"].jaxpr, turns)
         elif name == "cond":
-            total += max(executed(branch.jaxpr) for branch in params["branches"])
+            total += max(executed(branch.jaxpr, turns) for branch in params["branches"])
         elif name == "shard_map":
-            total += _devices(params) * executed(_open(params["jaxpr"]))
+            total += _devices(params) * executed(_open(params["jaxpr"]), turns)
         elif name == "pallas_call":
             blocks = math.prod(params["grid_mapping"].grid)
             causal = 0.5 if "splash" in str(params.get("name_and_src_info", "")) else 1.0
-            total += causal * blocks * executed(_open(params["jaxpr"]))
+            total += causal * blocks * executed(_open(params["jaxpr"]), turns)
         else:
-            total += sum(map(executed, jax.core.jaxprs_in_params(params)))
+            total += sum(executed(inner, turns) for inner in jaxprs_in_params(params))
     return total
+
+
+def _turns(loop: Any, otherwise: int) -> int:
+    """Of a loop from one number to another (`jax.lax.fori_loop`), where both are known."""
+    consts = loop.params["cond_nconsts"] + loop.params["body_nconsts"]
+    ends = [getattr(v, "val", None) for v in loop.invars[consts : consts + 2]]
+    if len(ends) == 2 and all(np.ndim(e) == 0 and isinstance(e, int | np.integer) for e in ends):
+        return max(int(ends[1]) - int(ends[0]), 0)
+    return otherwise
+
+
+def _loss_turns(model: Any, batch: Mapping[str, Any]) -> int:
+    """The loss walks the labelled tokens of a row in chunks: all that no picture stands for."""
+    if not hasattr(model, "decoder") or "tokens" not in batch:
+        return 1
+    head = branches(model, batch)[0][-1]
+    return max(-(-round(head.rows / batch["tokens"].shape[0]) // CHUNK), 1)
 
 
 def _open(jaxpr: Any) -> Any:

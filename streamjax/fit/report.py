@@ -39,6 +39,7 @@ class Program:
     useful: float
     load: Load
     seconds: float
+    turns: int
     unknown_loops: int
 
 
@@ -213,7 +214,7 @@ class Report:
             f"seconds         computing {p.compute:.3g}, memory {p.memory:.3g}, links {links}",
             f"a step          {p.step:.3g} s where all overlaps (bound by {p.bound}), "
             f"{p.unlapped:.3g} s where no link does",
-            f"MFU             {p.mfu:.0%} and {p.mfu * p.step / p.unlapped:.0%}"
+            f"MFU             {p.mfu:.1%} and {p.mfu * p.step / p.unlapped:.1%}"
             + (f", {self.tokens / p.step:,.0f} tokens/s at best" if self.tokens else ""),
         ]
         if self.efficiency is not None:
@@ -268,7 +269,7 @@ def _program(p: Mapping[str, Any], where: Topology) -> Program:
     return Program(
         name=p["name"], times=p["times"], fits=p["fits"], needs=p["needs"], of=p["of"],
         why=p["why"], bytes=p.get("bytes", {}), flops=p["executed"], useful=p["useful"], load=load,
-        seconds=p["seconds"], unknown_loops=p.get("unknown_loops", 0),
+        seconds=p["seconds"], turns=p["turns"], unknown_loops=p.get("unknown_loops", 0),
     )  # fmt: skip
 
 
@@ -281,7 +282,11 @@ def _caveats(
     if found["quick"]:
         told.append(CAVEAT_QUICK)
     if loops := sum(p.unknown_loops for p in programs):
-        told.append(f"{loops} loops whose turns are not known at compile time count once")
+        turns = ", ".join(sorted({str(p.turns) for p in programs if p.unknown_loops}))
+        told.append(
+            f"{loops} loops turn as often as the data say, taken to be {turns} times each "
+            "(all words labelled; a full cache)"
+        )
     if found["mode"] == "train" and found["length"]:
         told.append(
             "useful operations take a row as one dialogue, and every token that is no picture's as "

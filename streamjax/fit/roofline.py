@@ -107,9 +107,11 @@ def link_bandwidth(
     places = coords.reshape(*shape, -1)
     first = tuple(slice(None) if name in axes else 0 for name in mesh)
     group = places[first].reshape(-1, places.shape[-1])
+    counts = [len(np.unique(group[:, side])) for side in range(len(where.sides))]
+    if math.prod(counts) * chip.share > max(size, 1) * chip.share and size > 1:
+        return chip.link  # a path around corners, not a torus of its own
     total = 0.0
-    for side, length in enumerate(where.sides):
-        spanned = len(np.unique(group[:, side]))
+    for length, spanned in zip(where.sides, counts, strict=True):
         if spanned > 1:
             closed = chip.ring and length >= chip.ring and spanned == length
             total += chip.link * (2 if closed else 1)
