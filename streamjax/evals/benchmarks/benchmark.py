@@ -58,6 +58,32 @@ class Watching:
 
 
 @dataclasses.dataclass(frozen=True)
+class Polling:
+    """A video asked again and again while it runs, where each question depends on the replies.
+
+    drive: asks what it is given to ask, one `Question` after another, later and later in the video;
+    its result is the answer.
+    """
+
+    id: str
+    video: str
+    drive: Callable[[Callable[[Question], str | None]], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Judging:
+    """An answer that another model must judge.
+
+    prompts: what the judge is asked, each by itself. verdict: its replies -> what the benchmark's
+    score reads, None where they say nothing.
+    """
+
+    id: str
+    prompts: tuple[str, ...]
+    verdict: Callable[[Sequence[str]], Any]
+
+
+@dataclasses.dataclass(frozen=True)
 class Graded:
     """The score of one answer: between 0 and 1, or None where a rule leaves it out.
 
@@ -95,11 +121,13 @@ class Records:
     """What a benchmark's folder holds: its records, whatever one is, and those that were left out.
 
     files: all that were read, for the hash. problems: one line for each record that is unusable.
+    verdicts: what a judge said of answers, by id; from the folder, or put there before scoring.
     """
 
     records: Sequence[Any]
     files: Sequence[Path]
     problems: tuple[str, ...] = ()
+    verdicts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +140,9 @@ class Benchmark:
     {id: answer}. score: (records, answers, rule) -> Scores. tabulate: (graded, rule) -> table, where
     scores are means over answers; what `compare` resamples. questions: (records, protocol) -> what a
     model is asked. protocols: their names with words, the first is the default; empty where no model
-    of ours can be asked, and only answers made elsewhere are scored.
+    of ours can be asked, and only answers made elsewhere are scored. judging: (records, answers) ->
+    what a judge is asked; None where no answer needs one. judge_prompts: its prompts before they are
+    filled in, by name.
     """
 
     name: str
@@ -123,7 +153,9 @@ class Benchmark:
     score: Callable[[Records, Mapping[str, Any], str], Scores]
     tabulate: Callable[[Sequence[Graded], str], Mapping[str, Any]] | None = None
     protocols: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    questions: Callable[[Records, str], Sequence[Question | Watching]] | None = None
+    questions: Callable[[Records, str], Sequence[Question | Watching | Polling]] | None = None
+    judging: Callable[[Records, Mapping[str, Any]], Sequence[Judging]] | None = None
+    judge_prompts: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def read_json(path: Path) -> Any:
