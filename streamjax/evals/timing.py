@@ -4,22 +4,33 @@ Everything is a sum over turns and answers, so that scores of parts add up:
 
     F1_k      = 2 TP_k / (2 TP_k + FP_k + FN_k) for k in Silence, Standby, Response, over all turns
     macro-F1  = mean over the three
-    precision = matched / said, recall = matched / wanted: answers matched one to one within
-                `tolerance` seconds, nearest first
+    delay     = when an answer is given - when it was wanted, of answers matched one to one within
+                REACH seconds, nearest first
+    matched(T)   = answers with |delay| <= T seconds
+    precision = matched / said, recall = matched / wanted
+    false alarms = (said - matched) per minute of video
     text      = matched answers with the right words / matched
 
-Words are compared casefolded, without punctuation. specs/learning.md says why free-running scores
-are the ones to trust: teacher-forced ones were .92 where free-running ones were .79.
+Nearest first means that the pairs within T are the same, however far the matching reaches: one
+histogram of delays holds the scores at every tolerance. Words are compared casefolded, without
+punctuation. docs/timing.md has the formulas with examples; specs/learning.md says why free-running
+scores are the ones to trust: teacher-forced ones were .92 where free-running ones were .79.
 """
 
 import dataclasses
 import string
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
+
+from streamjax.evals.periods import Periods, score_periods
 
 STATE_NAMES = ("Silence", "Standby", "Response")
+RESPONSE = 2
+REACH = 10  # seconds between an answer and the one that was wanted, at most
+TOLERANCES = (0.0, 1.0, 3.0)  # seconds, of tables
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -32,22 +43,116 @@ class Dialogue:
 
 
 @dataclasses.dataclass(frozen=True)
-class Timing:
-    """Sums over dialogues; `a + b` scores both together.
+class Hits:
+    """Answers within one tolerance: how many were said, wanted, matched, and had the right words.
 
-    confusion [3, 3]: turns by (wanted, given) state. said, wanted, matched, right: answers.
+    minutes: of video.
     """
 
-    confusion: Float[np.ndarray, "3 3"]
     said: int
     wanted: int
     matched: int
     right: int
+    minutes: float
+
+    @property
+    def precision(self) -> float:
+        return self.matched / self.said if self.said else 0.0
+
+    @property
+    def recall(self) -> float:
+        return self.matched / self.wanted if self.wanted else 0.0
+
+    @property
+    def f1(self) -> float:
+        """Of answers: 2 matched / (said + wanted); 1 where none was said and none wanted."""
+        total = self.said + self.wanted
+        return 2 * self.matched / total if total else 1.0
+
+    @property
+    def text(self) -> float:
+        """Share of matched answers with the right words."""
+        return self.right / self.matched if self.matched else 0.0
+
+    @property
+    def false_alarms(self) -> float:
+        """Answers that match none that was wanted, per minute of video."""
+        return (self.said - self.matched) / self.minutes if self.minutes else 0.0
+
+    def row(self) -> dict[str, float | int]:
+        """The scores by name, as JSON shows them."""
+        names = ("precision", "recall", "f1", "text", "false_alarms")
+        scores = {name: getattr(self, name) for name in names}
+        return {**scores, "matched": self.matched, "right": self.right}
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Sums over dialogues; `a + b` scores both together.
+
+    confusion [3, 3]: turns by (wanted, given) state. delays [2 reach + 1]: matched answers by delay
+    in turns, from the earliest to the latest; right_by_delay: those of them with the right words.
+    tolerance: seconds, of `matched`, `precision` and their like. fps: turns a second.
+
+    Adding Timings of other tolerances or turns raises ValueError.
+    """
+
+    confusion: Float[np.ndarray, "3 3"]
+    delays: Int[np.ndarray, " bins"]
+    right_by_delay: Int[np.ndarray, " bins"]
     dialogues: int
+    periods: Periods = Periods()  # noqa: RUF009 - frozen
+    tolerance: float | int = 1
+    fps: float | int = 1
 
     def __add__(self, other: "Timing") -> "Timing":
-        fields = [f.name for f in dataclasses.fields(self)]
-        return Timing(*(getattr(self, f) + getattr(other, f) for f in fields))
+        if not other.dialogues:
+            return self
+        if not self.dialogues:
+            return other
+        for name in ("tolerance", "fps"):
+            if (mine := getattr(self, name)) != (its := getattr(other, name)):
+                raise ValueError(f"{name} is {mine} here and {its} there: score both alike to add")
+        summed = ("confusion", "delays", "right_by_delay", "dialogues", "periods")
+        sums = {name: getattr(self, name) + getattr(other, name) for name in summed}
+        return dataclasses.replace(self, **sums)
+
+    def at(self, tolerance: float | int) -> Hits:
+        """The answers within another tolerance, in seconds; ValueError beyond REACH."""
+        near = np.abs(self._bins) <= _turns(tolerance, self.fps)
+        return Hits(
+            self.said, self.wanted, int(self.delays[near].sum()),
+            int(self.right_by_delay[near].sum()), self.minutes,
+        )  # fmt: skip
+
+    @property
+    def said(self) -> int:
+        return int(self.confusion[:, RESPONSE].sum())
+
+    @property
+    def wanted(self) -> int:
+        return int(self.confusion[RESPONSE].sum())
+
+    @property
+    def matched(self) -> int:
+        return self.at(self.tolerance).matched
+
+    @property
+    def right(self) -> int:
+        return self.at(self.tolerance).right
+
+    @property
+    def precision(self) -> float:
+        return self.at(self.tolerance).precision
+
+    @property
+    def recall(self) -> float:
+        return self.at(self.tolerance).recall
+
+    @property
+    def text(self) -> float:
+        """Share of matched answers with the right words."""
+        return self.at(self.tolerance).text
 
     @property
     def f1(self) -> tuple[float, float, float]:
@@ -63,17 +168,33 @@ class Timing:
         return float(np.mean(self.f1))
 
     @property
-    def precision(self) -> float:
-        return self.matched / self.said if self.said else 0.0
+    def turns(self) -> int:
+        return int(self.confusion.sum())
 
     @property
-    def recall(self) -> float:
-        return self.matched / self.wanted if self.wanted else 0.0
+    def minutes(self) -> float:
+        """Of video."""
+        return self.turns / self.fps / 60
 
     @property
-    def text(self) -> float:
-        """Share of matched answers with the right words."""
-        return self.right / self.matched if self.matched else 0.0
+    def onset(self) -> dict[str, float | int | None]:
+        """Delays of matched answers in seconds, late ones positive: n, mean and quartiles.
+
+        Quartiles lie between two delays where they fall there, as numpy has them. All but n are
+        None where nothing was matched.
+        """
+        seconds = np.repeat(self._bins, self.delays) / self.fps
+        names = ("mean", "first_quartile", "median", "third_quartile")
+        if not len(seconds):
+            return {"n": 0, **dict.fromkeys(names)}
+        values = [seconds.mean(), *np.quantile(seconds, (0.25, 0.5, 0.75))]
+        return {"n": len(seconds), **dict(zip(names, map(float, values), strict=True))}
+
+    @property
+    def histogram(self) -> dict[str, int]:
+        """Matched answers by delay in seconds, from the earliest to the latest, zeros left out."""
+        pairs = zip(self._bins.tolist(), self.delays.tolist(), strict=True)
+        return {f"{turns / self.fps:+g}": n for turns, n in pairs if n}
 
     def row(self) -> dict[str, float]:
         """The scores by name, as tables and JSON show them."""
@@ -85,39 +206,66 @@ class Timing:
             "dialogues": self.dialogues,
         }
 
+    def whole(self, tolerances: Sequence[float | int] = TOLERANCES) -> dict[str, Any]:
+        """Everything by name, for JSON: answers at each tolerance, delays, periods, and the sums."""
+        return {
+            "dialogues": self.dialogues,
+            "turns": self.turns,
+            "minutes": self.minutes,
+            "said": self.said,
+            "wanted": self.wanted,
+            "macro_f1": self.macro_f1,
+            "f1": dict(zip(STATE_NAMES, self.f1, strict=True)),
+            "within": {f"{seconds:g}": self.at(seconds).row() for seconds in tolerances},
+            "onset": {**self.onset, "histogram": self.histogram},
+            "grounding": self.periods.row(),
+            "confusion": self.confusion.astype(int).tolist(),
+        }
 
-NOTHING = Timing(np.zeros((3, 3)), 0, 0, 0, 0, 0)
+    @property
+    def _bins(self) -> Int[np.ndarray, " bins"]:
+        return np.arange(len(self.delays)) - len(self.delays) // 2
 
 
-def score(wanted: Dialogue, given: Dialogue, *, tolerance: int = 1) -> Timing:
-    """The sums of one dialogue; `tolerance` in turns (seconds at 1 fps).
+NOTHING = Timing(np.zeros((3, 3)), np.zeros(0, int), np.zeros(0, int), 0)
 
-    Raises ValueError when the two differ in length.
+
+def score(
+    wanted: Dialogue, given: Dialogue, *, tolerance: float | int = 1, fps: float | int = 1
+) -> Timing:
+    """The sums of one dialogue; `tolerance` in seconds, `fps` in turns a second.
+
+    Raises ValueError when the two differ in length, and for a tolerance beyond REACH.
     """
-    if len(wanted.states) != len(given.states):
-        raise ValueError(
-            f"{len(given.states)} answers for {len(wanted.states)} turns: score turn by turn"
-        )
+    turns = len(wanted.states)
+    if not turns == len(given.states) == len(wanted.texts) == len(given.texts):
+        raise ValueError(f"{len(given.states)} answers for {turns} turns: score turn by turn")
+    _turns(tolerance, fps)
     confusion = np.zeros((3, 3))
-    np.add.at(confusion, (np.asarray(wanted.states), np.asarray(given.states)), 1)
-    pairs = match(
-        [i for i, s in enumerate(wanted.states) if s == 2],
-        [i for i, s in enumerate(given.states) if s == 2],
-        tolerance,
-    )
-    right = sum(same_words(wanted.texts[a], given.texts[b]) for a, b in pairs)
-    return Timing(
-        confusion, int(confusion[:, 2].sum()), int(confusion[2].sum()), len(pairs), right, 1
-    )
+    np.add.at(confusion, (np.asarray(wanted.states, int), np.asarray(given.states, int)), 1)
+    due, spoken = _answers(wanted), _answers(given)
+    reach = _turns(REACH, fps)
+    delays, right = np.zeros(2 * reach + 1, int), np.zeros(2 * reach + 1, int)
+    for a, b in match(due, spoken, reach):
+        delays[b - a + reach] += 1
+        right[b - a + reach] += same_words(wanted.texts[a], given.texts[b])
+    periods = score_periods([wanted.texts[i] for i in due], [given.texts[i] for i in spoken])
+    return Timing(confusion, delays, right, 1, periods, tolerance, fps)
 
 
 def match(wanted: Sequence[int], given: Sequence[int], tolerance: int) -> list[tuple[int, int]]:
-    """Pairs (wanted, given) of times, one to one, at most `tolerance` apart, nearest first."""
+    """Pairs (wanted, given) of times, one to one, at most `tolerance` apart, nearest first.
+
+    Of pairs equally far apart the earlier wanted goes first, and then the earlier given.
+    """
     near = sorted((abs(a - b), a, b) for a in wanted for b in given if abs(a - b) <= tolerance)
+    free_wanted, free_given = set(wanted), set(given)
     pairs: list[tuple[int, int]] = []
     for _, a, b in near:
-        if all(a != x and b != y for x, y in pairs):
+        if a in free_wanted and b in free_given:
             pairs.append((a, b))
+            free_wanted.remove(a)
+            free_given.remove(b)
     return pairs
 
 
@@ -136,6 +284,17 @@ def from_messages(messages: Sequence[Mapping[str, str]]) -> Dialogue:
         states.append(STATE_NAMES.index(state.removeprefix("</").removesuffix(">")))
         texts.append(text)
     return Dialogue(tuple(states), tuple(texts))
+
+
+def _answers(dialogue: Dialogue) -> list[int]:
+    return [i for i, state in enumerate(dialogue.states) if state == RESPONSE]
+
+
+def _turns(seconds: float | int, fps: float | int) -> int:
+    """Whole turns that fit into so many seconds."""
+    if not 0 <= seconds <= REACH:
+        raise ValueError(f"tolerance is {seconds:g} s, wanted 0 to {REACH}: answers match no wider")
+    return int(seconds * fps + 1e-6)
 
 
 def _plain(text: str) -> str:
