@@ -1,6 +1,7 @@
 """Readers of the annotation files that real data sets come with; each yields frozen dataclasses.
 
     streamo.read_records        Streamo-Instruct and everything that is converted like it
+    et_instruct.read_instructions  E.T. Instruct 164K: questions and answers that name seconds
     videos.read_actions         Kinetics, SSv2: one label per clip
     videos.read_captions        text-video retrieval
     moments.read_grounding      a sentence and when it is true
