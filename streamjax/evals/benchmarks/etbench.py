@@ -13,7 +13,8 @@ task and source of videos:
 A reply without a span counts as Failed and as 0, but for evs. The official scorer takes a reply
 without a letter for the option whose sentence embedding is nearest; here one that is no option's
 text counts as wrong and as unparsed. dvc and slc (captions) and gvq need pycocoevalcap or that
-embedding, and are counted in `details["not_scored"]`. specs/benchmarks.md section 10, arXiv 2409.18111.
+embedding, and are counted in `details["not_scored"]`. specs/benchmarks.md section 10; arXiv
+2409.18111.
 """
 
 import re
