@@ -213,7 +213,8 @@ def matched(known: Sequence[str], answers: Mapping[str, Any], title: str) -> lis
 
     Raises InputError when none fits: the answers are to something else.
     """
-    unknown = [key for key in answers if key not in set(known)]
+    asked = set(known)
+    unknown = [key for key in answers if key not in asked]
     if answers and len(unknown) == len(answers):
         raise InputError(
             f"none of {len(answers)} answers is to a question of this {title}: {unknown[0]!r} is not "
