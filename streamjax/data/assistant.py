@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from streamjax.data.annotations.files import BadRow
 from streamjax.data.annotations.streamo import Record, read_records
 from streamjax.data.chat import IGNORE, LLAVA, Encoded, encode, state_ids
 from streamjax.data.dense import clip_frames
@@ -29,17 +30,32 @@ class ClipRecords:
     records: tuple[Record, ...]
 
 
-def read_clips(file: str | Path, *, root: str | Path) -> list[ClipRecords]:
-    """The records of a Streamo annotation file, grouped by video, in the file's order."""
+def read_clips(
+    file: str | Path, *, root: str | Path, bad: list[BadRow] | None = None
+) -> list[ClipRecords]:
+    """The records of a Streamo annotation file, grouped by video, in the file's order.
+
+    bad: where records that cannot be used go; without it the first one raises InputError.
+    """
     grouped: dict[Path, list[Record]] = {}
-    for record in read_records(file, root=root):
+    for record in read_records(file, root=root, bad=bad):
         grouped.setdefault(record.video, []).append(record)
     return [ClipRecords(path, tuple(records)) for path, records in grouped.items()]
 
 
-def messages_of(record: Record, turns: int, system_prompt: str = SYSTEM_PROMPT) -> list[dict]:
-    """The dialogue of a record as chat messages, one `<image>` per second."""
-    stream = to_stream(record.content, turns, system_prompt=system_prompt)
+def messages_of(
+    record: Record,
+    turns: int,
+    system_prompt: str = SYSTEM_PROMPT,
+    *,
+    fps: float | int = 1,
+    question_at_start: bool = True,
+) -> list[dict]:
+    """The dialogue of a record as chat messages, one `<image>` per turn; see `to_stream`."""
+    stream = to_stream(
+        record.content, turns, system_prompt=system_prompt, fps=fps,
+        question_at_start=question_at_start,
+    )  # fmt: skip
     return [
         {**message, "content": message["content"].replace("<stream>", "<image>")}
         for message in stream["messages"]
@@ -63,6 +79,9 @@ class DialogueSamples:
     `history_noise` is the share of past Silences and Standbys that are drawn anew in what the model
     reads (never in what it is asked for). Without it a model copies the state of the second before
     and learns next to nothing about which event was asked for.
+
+    `contrast` draws the dialogues of a sample from one kind of instruction, with different targets
+    ("turns red" beside "turns green"), as far as the clip has them.
     """
 
     tokenizer: Any
@@ -71,6 +90,7 @@ class DialogueSamples:
     dialogues: int
     visual: int
     history_noise: float = 0.0
+    contrast: bool = False
 
     def __post_init__(self):
         self._encoded: dict[str, Encoded] = {}
@@ -79,7 +99,12 @@ class DialogueSamples:
         turns = turns_in(clip.video_path)
         if turns > self.frames:
             raise ValueError(f"{turns} seconds, wanted at most {self.frames}")
-        chosen = rng.permutation(len(clip.records))[: self.dialogues]
+        chosen = rng.permutation(len(clip.records))
+        if self.contrast:
+            kinds = [record.content.get("kind") for record in clip.records]
+            # A stable sort: those of the first one's kind come first, in the order drawn.
+            chosen = np.array(sorted(chosen, key=lambda i: kinds[i] != kinds[chosen[0]]))
+        chosen = chosen[: self.dialogues]
         chosen = np.resize(chosen, self.dialogues)  # a clip with few records repeats them
         tokens = np.zeros((self.dialogues, self.length), np.int32)
         labels = np.full_like(tokens, IGNORE)

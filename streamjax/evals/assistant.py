@@ -10,18 +10,22 @@ from jaxtyping import Float, UInt8
 from streamjax.data.assistant import ClipRecords, messages_of, turns_in
 from streamjax.data.dense import clip_frames
 from streamjax.evals.timing import NOTHING, STATE_NAMES, Dialogue, Timing, from_messages, score
-from streamjax.stream import Stream
+from streamjax.stream import StreamBatch, Thresholds
 
 
 @dataclasses.dataclass(frozen=True)
 class Watched:
-    """One dialogue as it should have gone and as it went; `kind` is the record's."""
+    """One dialogue as it should have gone and as it went; `kind` is the record's.
+
+    probabilities: of Silence, Standby and Response, turn by turn (() where no model was asked).
+    """
 
     kind: str
     question: str
     video: str
     wanted: Dialogue
     given: Dialogue
+    probabilities: tuple[tuple[float, ...], ...] = ()
 
 
 def held_out(clips: Sequence[ClipRecords], count: int) -> list[tuple[ClipRecords, int]]:
@@ -52,39 +56,67 @@ def free_run(
     count: int,
     *,
     max_new_tokens: int = 16,
+    slots: int = 1,
+    thresholds: Thresholds | None = None,
     progress: Callable[[int, int], Any] | None = None,
 ) -> list[Watched]:
-    """Streams `count` held-out dialogues one by one, as a user would see them.
+    """Streams `count` held-out dialogues as a user would see them, `slots` at a time.
 
-    Nothing of the true answers reaches the stream; a question is asked when its record says.
+    Nothing of the true answers reaches a stream; a question is asked when its record says.
+    thresholds: when to speak (default: the likeliest state). A dialogue goes as it would alone;
+    more slots are faster and need the memory of as many streams.
     """
     chosen = held_out(clips, count)
-    seen = []
-    for done, (clip, number) in enumerate(chosen, 1):
-        record = clip.records[number]
-        turns = turns_in(clip.video_path)
-        messages = messages_of(record, turns)
-        stream = Stream(model, max_new_tokens=max_new_tokens)
-        states, texts = [], []
-        for second, frame in enumerate(clip_frames(clip.video_path, turns)[:turns]):
-            question = _question(messages[1 + 2 * second]["content"])
-            if question:
-                stream.ask(question)
-            turn = stream.push(frame)
-            states.append(STATE_NAMES.index(turn.state.strip("</>")))
-            texts.append(turn.text)
-        seen.append(
-            Watched(
-                record.content.get("kind", ""),
-                record.content["question"][0]["content"] if record.content["question"] else "",
-                clip.video_path.stem,
-                from_messages(messages),
-                Dialogue(tuple(states), tuple(texts)),
-            )
+    batch = StreamBatch(model, slots=slots, max_new_tokens=max_new_tokens)
+    waiting = iter(range(len(chosen)))
+    running: dict[Any, _Running] = {}
+    seen: dict[int, Watched] = {}
+    while len(seen) < len(chosen):
+        while len(running) < slots and (place := next(waiting, None)) is not None:
+            running[batch.join(thresholds=thresholds)] = _Running(place, *chosen[place])
+        frames = {session: one.frame(session) for session, one in running.items()}
+        for session, turn in batch.push(frames).items():
+            one = running[session]
+            one.turns.append(turn)
+            if len(one.turns) == one.length:
+                session.close()
+                seen[running.pop(session).place] = one.watched()
+                if progress is not None:
+                    progress(len(seen), len(chosen))
+    return [seen[place] for place in range(len(chosen))]
+
+
+class _Running:
+    """A dialogue on its way: what comes next, and the turns so far."""
+
+    def __init__(self, place: int, clip: ClipRecords, number: int):
+        self.place, self.clip, self.record = place, clip, clip.records[number]
+        self.length = turns_in(clip.video_path)
+        self.messages = messages_of(self.record, self.length)
+        self.frames = clip_frames(clip.video_path, self.length)
+        self.turns: list[Any] = []
+
+    def frame(self, session: Any) -> np.ndarray:
+        """The next frame; asks what is asked with it."""
+        second = len(self.turns)
+        question = _question(self.messages[1 + 2 * second]["content"])
+        if question:
+            session.ask(question)
+        return self.frames[second]
+
+    def watched(self) -> Watched:
+        asked = self.record.content["question"]
+        return Watched(
+            self.record.content.get("kind", ""),
+            asked[0]["content"] if asked else "",
+            self.clip.video_path.stem,
+            from_messages(self.messages),
+            Dialogue(
+                tuple(STATE_NAMES.index(turn.state.strip("</>")) for turn in self.turns),
+                tuple(turn.text for turn in self.turns),
+            ),
+            tuple(turn.probabilities for turn in self.turns),
         )
-        if progress is not None:
-            progress(done, len(chosen))
-    return seen
 
 
 def total(seen: Sequence[Watched], *, tolerance: int = 1) -> Timing:

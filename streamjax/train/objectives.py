@@ -81,10 +81,13 @@ def assist(
     state_ids: tuple[int, int, int],
     kind: str = "focal",
     gamma: float = 2.0,
+    alpha: str | None = "present",
+    whole: bool = False,
 ):
     """Streamo's loss over the dialogues of each clip, every dialogue weighted by its own states.
 
-    batch: frames uint8 [b t h w 3], tokens and labels int32 [b k l]: k dialogues about a clip,
+    kind, gamma, alpha: of `losses.stream_loss`. whole: the states are counted over the whole batch
+    instead, as the paper has it. batch: frames uint8 [b t h w 3], tokens and labels int32 [b k l]: k dialogues about a clip,
     which is looked at once.
     """
     frames = normalise(batch["frames"])
@@ -101,7 +104,10 @@ def assist(
     hidden = model.decoder(model.embed(tokens, features), positions)
     # One segment a row: alpha counts the states of that dialogue alone.
     rows = jnp.broadcast_to(jnp.arange(b * k, dtype=jnp.int32)[:, None], tokens.shape)
-    return _spoken(hidden, model, labels, rows, state_ids, kind=kind, gamma=gamma)
+    segments = None if whole else rows
+    return _spoken(
+        hidden, model, labels, segments, state_ids, kind=kind, gamma=gamma, alpha=alpha
+    )
 
 
 def converse(
