@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 
 VERBS = {
     "demo": "make a world, train a streaming assistant on it, watch a video with it",
+    "ablate": "train variants of the demo's assistant over seeds, and compare them",
     "train": "run a recipe, or go on with it where it stopped",
     "stream": "watch a video, camera or url with a model, a line a second",
     "replay": "run a traced stream again and compare it turn by turn",

@@ -7,10 +7,10 @@ from streamjax.verbs.datasets import data_info, data_pack, world
 from streamjax.verbs.evaluating import eval
 from streamjax.verbs.machine import bench, doctor
 from streamjax.verbs.pods import fit
-from streamjax.verbs.training import demo, export, train
+from streamjax.verbs.training import ablate, demo, export, train
 from streamjax.verbs.watching import encode, redecide, replay, stream
 
 __all__ = [
-    "bench", "data_info", "data_pack", "demo", "doctor", "encode", "eval", "export", "fit",
+    "ablate", "bench", "data_info", "data_pack", "demo", "doctor", "encode", "eval", "export", "fit",
     "redecide", "replay", "stream", "train", "world",
 ]  # fmt: skip
