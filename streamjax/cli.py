@@ -22,7 +22,8 @@ VERBS = {
     "replay": "run a traced stream again and compare it turn by turn",
     "redecide": "make a trace's decisions again with other thresholds, without the model",
     "encode": "write a StreamFormer's features of a video, and where texts fit it",
-    "eval": "score a model on held-out records, a table per task",
+    "eval": "score a model on a benchmark, or on held-out records",
+    "eval score": "score answers to a benchmark that were made elsewhere",
     "fit": "compile a recipe for a pod: does it fit, how fast would it be",
     "export": "write a training run as a Hugging Face folder",
     "bench": "time a stream, or a training step, beside the floor of this machine",
@@ -44,6 +45,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
         print(__version__)
         return 0
+    # `./score` where a model's folder has the name of a verb's second word.
     words = 2 if " ".join(args[:2]) in VERBS else 1
     name, rest = " ".join(args[:words]), args[words:]
     if name not in VERBS:
@@ -89,7 +91,9 @@ def _parse(name: str, args: list[str]) -> Callable[[], None]:
 
     from streamjax import verbs
 
-    verb = getattr(verbs, name.replace(" ", "_"))
+    verb = getattr(verbs, _function(name, args))
+    if {"-h", "--help"} & {*args}:  # of all arguments, not of those that are not given yet
+        args = ["--help"]
 
     @functools.wraps(verb)
     def later(*args, **options):
@@ -107,6 +111,18 @@ def _parse(name: str, args: list[str]) -> Callable[[], None]:
             wrong = words.partition("For full helptext")[0].replace(" (required)", "")
             _say(f"{name}: {wrong}; see streamjax {name} --help")
         raise
+
+
+def _function(name: str, args: list[str]) -> str:
+    """The verb's function; `eval MODEL pretraining` takes other arguments than `eval MODEL X`."""
+    if name == "eval":
+        from streamjax.verbs.evaluating import OTHERS
+
+        for i, word in enumerate(args):
+            place = i > 0 or "--help" in args
+            if word in OTHERS and place and not (i > 1 and args[i - 1].startswith("--")):
+                return f"eval_{word}"
+    return name.replace(" ", "_")
 
 
 def _help() -> str:

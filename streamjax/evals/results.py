@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from streamjax import __version__
@@ -66,6 +65,8 @@ def table(results: Sequence[Result], *, reasons: int = 3) -> str:
 
 def document(results: Sequence[Result], decided: Mapping[str, Any]) -> dict[str, Any]:
     """The JSON of an evaluation: every result, and everything that decided the numbers."""
+    import jax  # here, because answers are scored without it
+
     machine = {"streamjax": __version__, "jax": jax.__version__, "backend": jax.default_backend()}
     return {
         "results": [dataclasses.asdict(result) for result in results],
@@ -99,6 +100,8 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
 
 def weights_hash(model: Any) -> str:
     """A hash of all numbers of a model, whatever folder they came from."""
+    import jax
+
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(model):
         array = np.asarray(leaf)
