@@ -21,7 +21,8 @@ class Question:
     seconds; nothing outside of them is decoded; an `end` of None is the video's. prefix: how the
     answer begins, given to the model and no part of its answer. frames: so many, spread as `spread`
     says; None is one each 1/fps second. spread: (frames a second, frames of the video, start, end,
-    how many) -> indices; None is evenly, each in the middle of its share.
+    how many) -> indices; None is evenly, each in the middle of its share. kept: what of the model's
+    text is the answer; None is all of it.
     """
 
     id: str
@@ -34,6 +35,7 @@ class Question:
     frames: int | None = None
     spread: Callable[[float, int, float, float | None, int], Sequence[int]] | None = None
     max_new_tokens: int = 32
+    kept: Callable[[str], str] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

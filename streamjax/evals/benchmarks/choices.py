@@ -186,7 +186,7 @@ def number_of(row: Mapping[str, Any], key: str) -> float:
     value = row.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
         raise InputError(f"{key!r} is {value!r:.40}, wanted seconds")
-    return value
+    return float(value)
 
 
 def options_of(row: Mapping[str, Any], key: str) -> tuple[str, ...]:
