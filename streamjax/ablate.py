@@ -54,7 +54,7 @@ VARIANTS = {
 LOSSES = ("ce", "scale", "focal", "focal_paper")
 REFERENCE = "focal"  # the demo's: the others are compared with it, seed by seed
 
-FULL = dataclasses.replace(demo.FULL, held_out=60, tower_steps=500, assistant_steps=500)
+FULL = dataclasses.replace(demo.FULL, held_out=60, tower_steps=500, assistant_steps=400)
 FAST = dataclasses.replace(
     demo.FAST, train=48, held_out=8, tower_steps=12, assistant_steps=8, dialogues=16
 )
@@ -80,15 +80,15 @@ def run(
     if seeds < 1 or not variants:
         raise InputError(f"{seeds} seeds of {len(variants)} variants: wanted one of each or more")
     _claim(folder, size)
-    with demo._stage("the world"):
+    with demo.stage("the world"):
         demo.make_world(folder, size)
         _validation(folder / "world", size)
-    with demo._stage("the tower that all share"):
+    with demo.stage("the tower that all share"):
         demo.train_tower(folder, size)
     # Seeds outside: an ablation that is stopped has whole rounds to compare.
     for seed in range(seeds):
         for name in variants:
-            with demo._stage(f"{name}, seed {seed}"):
+            with demo.stage(f"{name}, seed {seed}"):
                 one(folder, size, name, seed)
     return report(folder, variants, seeds)
 
@@ -103,7 +103,7 @@ def one(folder: Path, size: demo.Size, name: str, seed: int) -> dict[str, Any]:
     seconds = sum(json.loads(row)["seconds"] for row in rows)
     scores = {"variant": name, "seed": seed, "train_seconds": round(seconds, 1)}
     scores |= evaluate(folder, size, home)
-    demo._write_json(home / "scores.json", scores)
+    demo.write_json(home / "scores.json", scores)
     row = scores["test"]
     print(f"   macro-F1 {row['macro_f1']:.3f}, precision {row['precision']:.3f}, recall "
           f"{row['recall']:.3f}, text {row['text']:.3f}", file=sys.stderr)  # fmt: skip
@@ -145,7 +145,7 @@ def evaluate(folder: Path, size: demo.Size, home: Path) -> dict[str, Any]:
     def watched(name: str, split: str, count: int, thresholds=None) -> list[Any]:
         clips = demo.clips_of(folder / "world", split, size.kinds)
         seen = evals.free_run(model, clips, count, slots=SLOTS, thresholds=thresholds)
-        demo._write_json(home / f"{name}.json", [dataclasses.asdict(w) for w in seen])
+        demo.write_json(home / f"{name}.json", [dataclasses.asdict(w) for w in seen])
         return seen
 
     test = watched("test", "test", size.dialogues)
@@ -177,7 +177,7 @@ def report(folder: Path, variants: Sequence[str], seeds: int) -> dict[str, Any]:
         for name in variants
     }
     content = {"size": json.loads((folder / "size.json").read_text()), "runs": found}
-    demo._write_json(folder / "ablation.json", content)
+    demo.write_json(folder / "ablation.json", content)
     tables = table(found)
     (folder / "ablation.md").write_text(tables + "\n")
     titles = {name: VARIANTS[name].about for name in variants}
@@ -264,4 +264,4 @@ def _claim(folder: Path, size: demo.Size) -> None:
             )
         return
     folder.mkdir(parents=True, exist_ok=True)
-    demo._write_json(note, wanted)
+    demo.write_json(note, wanted)

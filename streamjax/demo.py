@@ -96,21 +96,21 @@ def run(
     )
     _claim(folder, {"fast": fast, "effort": effort}, resume)
     begin = time.perf_counter()
-    with _stage("1/6 the world: videos and annotations"):
+    with stage("1/6 the world: videos and annotations"):
         make_world(folder, size)
-    with _stage("2/6 the tower learns to see"):
+    with stage("2/6 the tower learns to see"):
         train_tower(folder, size)
-    with _stage("3/6 the assistant learns to speak"):
+    with stage("3/6 the assistant learns to speak"):
         train_assistant(folder, size)
-    with _stage("4/6 export to a Hugging Face folder"):
+    with stage("4/6 export to a Hugging Face folder"):
         export(folder)
-    with _stage("5/6 held-out videos, free-running"):
+    with stage("5/6 held-out videos, free-running"):
         scores = evaluate(folder / "hf", folder / "world", size)
     minutes = (time.perf_counter() - begin) / 60
     scores["minutes"] = round(minutes, 2)
-    _write_json(folder / "scores.json", scores)
+    write_json(folder / "scores.json", scores)
     print(table(scores))
-    with _stage("6/6 watching a video it has never seen"):
+    with stage("6/6 watching a video it has never seen"):
         watch_one(folder)
     print(f"\nAll of it in {folder}, {minutes:.1f} minutes. Watch more:")
     print(f"  streamjax stream {folder}/hf {folder}/world/videos/test_000001.mp4 "
@@ -127,7 +127,7 @@ def make_world(folder: Path, size: Size) -> None:
         kinds = size.learned if split == "train" else size.kinds
         if _written(folder / "world", split) == count:
             continue
-        with _bar(f"{split} clips") as progress:
+        with bar(f"{split} clips") as progress:
             write_world(
                 folder / "world", split, count, size.world, tasks=TASKS, kinds=kinds,
                 variants=2 if split == "train" else 1, workers=2, progress=progress,
@@ -136,7 +136,7 @@ def make_world(folder: Path, size: Size) -> None:
     if not (words / "tokenizer.json").exists():
         build_word_tokenizer((*vocabulary(size.world), SYSTEM_PROMPT), words, numbers=100, tags=64)
         settings = json.loads((words / "tokenizer_config.json").read_text())
-        _write_json(words / "tokenizer_config.json", settings | {"system_prompt": SYSTEM_PROMPT})
+        write_json(words / "tokenizer_config.json", settings | {"system_prompt": SYSTEM_PROMPT})
 
 
 def train_tower(folder: Path, size: Size) -> None:
@@ -176,7 +176,7 @@ def evaluate(model: str | Path, world: str | Path, size: Size) -> dict[str, Any]
         if not count:
             continue
         clips = clips_of(world, split, size.kinds)
-        with _bar(f"{split} dialogues") as progress:
+        with bar(f"{split} dialogues") as progress:
             seen = evals.free_run(loaded, clips, count, progress=progress)
         scores[split] = evals.total(seen).row()
         scores[f"{split}_by_kind"] = {k: t.row() for k, t in evals.by_kind(seen).items()}
@@ -264,11 +264,11 @@ def _claim(folder: Path, wanted: dict[str, Any], resume: bool) -> None:
             raise InputError(f"{folder}: the demo there was begun with {begun}, not {wanted}")
         return
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(note, wanted)
+    write_json(note, wanted)
 
 
 @contextlib.contextmanager
-def _stage(title: str) -> Iterator[None]:
+def stage(title: str) -> Iterator[None]:
     begin = time.perf_counter()
     print(f"\n{title}", file=sys.stderr, flush=True)
     yield
@@ -276,7 +276,7 @@ def _stage(title: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _bar(what: str) -> Iterator[Callable[[int, int], Any]]:
+def bar(what: str) -> Iterator[Callable[[int, int], Any]]:
     """A progress bar on a terminal; every tenth elsewhere, as a line."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -291,12 +291,12 @@ def _bar(what: str) -> Iterator[Callable[[int, int], Any]]:
         yield line
         return
     columns = (TextColumn(f"   {what}"), BarColumn(bar_width=24), MofNCompleteColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    with Progress(*columns, console=console) as shown:
+        task = shown.add_task(what, total=None)
+        yield lambda done, total: shown.update(task, completed=done, total=total)
 
 
-def _write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any) -> None:
     partial = path.with_name(f".{path.name}.tmp")
     partial.write_text(json.dumps(content, indent=1) + "\n")
     partial.replace(path)

@@ -105,9 +105,7 @@ def assist(
     # One segment a row: alpha counts the states of that dialogue alone.
     rows = jnp.broadcast_to(jnp.arange(b * k, dtype=jnp.int32)[:, None], tokens.shape)
     segments = None if whole else rows
-    return _spoken(
-        hidden, model, labels, segments, state_ids, kind=kind, gamma=gamma, alpha=alpha
-    )
+    return _spoken(hidden, model, labels, segments, state_ids, kind=kind, gamma=gamma, alpha=alpha)
 
 
 def converse(

@@ -1,5 +1,7 @@
 """Samples of an assistant's training: rows of dialogues about one clip."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -53,6 +55,30 @@ def test_history_noise_changes_quiet_inputs_and_no_label(clips, samples):
     quiet = state_ids(samples.tokenizer)[:2]
     assert np.isin(clean["tokens"][changed], quiet).all()
     assert np.isin(blurred["tokens"][changed], quiet).all()
+
+
+def test_contrasting_dialogues_ask_alike_for_different_things(clips, samples):
+    light = [r for r in clips[0].records if r.content["kind"] == "light_now"]
+    others = [r for r in clips[0].records if r.content["kind"] != "light_now"]
+    turned = [
+        dataclasses.replace(
+            r, where=f"{r.where} {colour}",
+            content={**r.content, "question": [{"content": f"Is it {colour}?", "time": "0"}]},
+        )
+        for r in light
+        for colour in ("red", "green", "amber")
+    ]  # fmt: skip
+    clip = dataclasses.replace(clips[0], records=(*others, *turned))
+    two = dataclasses.replace(samples, dialogues=2, contrast=True)
+    rng, alike = np.random.default_rng(0), 0
+    for _ in range(24):
+        rows = two(clip, rng)["tokens"]
+        assert not np.array_equal(*rows)
+        asked = [two.tokenizer.decode([i for i in row if i >= 0]) for row in rows]
+        pair = ["Is it" in words for words in asked]
+        assert pair[0] <= pair[1]  # whoever drew one of the three has drawn two of them
+        alike += all(pair)
+    assert 6 <= alike < 24
 
 
 def test_what_does_not_fit_says_so(clips, samples):

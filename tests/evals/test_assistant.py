@@ -1,0 +1,48 @@
+"""Free-running evaluation of the checkpoint that comes along, many dialogues at once."""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import streamjax as sj
+from streamjax.data.assistant import read_clips
+from streamjax.evals import assistant as evals
+from streamjax.stream import Thresholds
+
+HOME = Path(__file__).parents[2] / "checkpoints" / "world-assistant"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return sj.load(HOME, dtype=jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def clips(small_world):
+    world = small_world / "world"
+    return read_clips(world / "streamo" / "train.json", root=world / "videos")
+
+
+@pytest.fixture(scope="module")
+def alone(model, clips):
+    return evals.free_run(model, clips, 5)
+
+
+def test_many_at_once_go_as_each_alone(model, clips, alone):
+    told = []
+    together = evals.free_run(model, clips, 5, slots=3, progress=lambda *done: told.append(done))
+    assert told == [(n, 5) for n in range(1, 6)]
+    for one, other in zip(alone, together, strict=True):
+        assert (one.video, one.question, one.wanted) == (other.video, other.question, other.wanted)
+        assert one.given == other.given
+        np.testing.assert_allclose(one.probabilities, other.probabilities, atol=1e-4)
+
+
+def test_a_turn_is_the_likeliest_state_unless_thresholds_say_other(model, clips, alone):
+    for one in alone:
+        assert len(one.given.states) == len(one.wanted.states) == len(one.probabilities)
+        assert tuple(np.argmax(one.probabilities, axis=1)) == one.given.states
+    mute = evals.free_run(model, clips, 2, slots=2, thresholds=Thresholds(respond=1.0))
+    assert all(2 not in one.given.states for one in mute)
