@@ -101,7 +101,7 @@ class Timing:
     delays: Int[np.ndarray, " bins"]
     right_by_delay: Int[np.ndarray, " bins"]
     dialogues: int
-    periods: Periods = Periods()  # noqa: RUF009 - frozen
+    periods: Periods = dataclasses.field(default_factory=Periods)
     tolerance: float | int = 1
     fps: float | int = 1
 
@@ -207,7 +207,7 @@ class Timing:
         }
 
     def whole(self, tolerances: Sequence[float | int] = TOLERANCES) -> dict[str, Any]:
-        """Everything by name, for JSON: answers at each tolerance, delays, periods, and the sums."""
+        """Everything by name, for JSON: answers at each tolerance, delays, periods, the sums."""
         return {
             "dialogues": self.dialogues,
             "turns": self.turns,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from streamjax.data.annotations.files import inside, read_json
+from streamjax.data.annotations.files import BadRow, inside, read_json
 from streamjax.errors import InputError
 
 _TIMES = {"question": ("time",), "response": ("st_time", "end_time", "time")}
@@ -29,11 +29,17 @@ class Record:
     where: str
 
 
-def read_records(path: str | os.PathLike, *, root: str | os.PathLike | None = None) -> list[Record]:
+def read_records(
+    path: str | os.PathLike,
+    *,
+    root: str | os.PathLike | None = None,
+    bad: list[BadRow] | None = None,
+) -> list[Record]:
     """Every record of a file, which holds one object or a list of them.
 
     root: the folder that relative video paths belong to, and that none may leave; None takes
         paths as they stand, relative to the working directory.
+    bad: where records that cannot be used go, instead of raising.
 
     InputError: not JSON; not records; a record without video, question or response; a question or
     a response without text or with a time that is no number or string; a path out of the root.
@@ -42,7 +48,15 @@ def read_records(path: str | os.PathLike, *, root: str | os.PathLike | None = No
     records = content if isinstance(content, list) else [content]
     if not records:
         raise InputError(f"{path}: holds no records; wanted at least one")
-    return [_record(r, f"{path}: record {i}", root) for i, r in enumerate(records)]
+    found = []
+    for i, record in enumerate(records):
+        try:
+            found.append(_record(record, f"{path}: record {i}", root))
+        except InputError as error:
+            if bad is None:
+                raise
+            bad.append(BadRow(str(error)))
+    return found
 
 
 def _record(record: Any, where: str, root: str | os.PathLike | None) -> Record:
