@@ -186,11 +186,8 @@ def frame_questions(
 
 def time_tag(index: int, fps: float | int = 1.0) -> str:
     """`<3s-4s>`: the interval that frame `index` of a stream at `fps` stands for."""
-
-    def seconds(frames: int) -> str:
-        return f"{frames / fps:.3f}".rstrip("0").rstrip(".")
-
-    return f"<{seconds(index)}s-{seconds(index + 1)}s>"
+    start, end = (f"{at / fps:.3f}".rstrip("0").rstrip(".") for at in (index, index + 1))
+    return f"<{start}s-{end}s>"
 
 
 def user_content(
