@@ -17,12 +17,13 @@ from streamjax.errors import InputError
 class Question:
     """One call of a model: a stretch of a video, and a question about it.
 
-    id: its answer's key. video: a file, or a folder of frames, below the videos' folder. start, end:
-    seconds; nothing outside of them is decoded; an `end` of None is the video's. prefix: how the
-    answer begins, given to the model and no part of its answer. frames: so many, spread as `spread`
-    says; None is one each 1/fps second. spread: (frames a second, frames of the video, start, end,
-    how many) -> indices; None is evenly, each in the middle of its share. kept: what of the model's
-    text is the answer; None is all of it.
+    id: its answer's key. video: a file, or a folder of frames, below the videos' folder. prompt:
+    frames come before it, or, where it has as many `<image>` as there are frames, in their places.
+    start, end: seconds; nothing outside of them is decoded; an `end` of None is the video's. prefix:
+    how the answer begins, given to the model and no part of its answer. frames: so many, spread as
+    `spread` says; None is one each 1/fps second. spread: (frames a second, frames of the video,
+    start, end, how many) -> indices; None is evenly, each in the middle of its share. kept: what of
+    the model's text is the answer; None is all of it.
     """
 
     id: str
@@ -175,10 +176,8 @@ def read_json(path: Path) -> Any:
         return found
 
     try:
-        return json.loads(path.read_text("utf-8"), object_pairs_hook=once)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        return json.loads(_text(path), object_pairs_hook=once)
+    except json.JSONDecodeError as error:
         raise InputError(f"{path}: no JSON ({error})") from None
 
 
@@ -193,11 +192,10 @@ def read_answers(path: Path) -> Mapping[str, Any]:
             raise InputError(f"{path}: holds a {type(found).__name__}, wanted {{id: answer}}")
         return found
     answers: dict[str, Any] = {}
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    for number, line in enumerate(lines, 1):
+    # Not splitlines: it also cuts at characters that may stand inside of a JSON text.
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
             key, answer = str(row["id"]), row["answer"]
@@ -208,6 +206,17 @@ def read_answers(path: Path) -> Mapping[str, Any]:
             raise InputError(f"{path}, line {number}: id {key!r} stands there twice; remove one")
         answers[key] = answer
     return answers
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; wanted a file") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: no text in UTF-8 ({error})") from None
 
 
 def matched(known: Sequence[str], answers: Mapping[str, Any], title: str) -> list[str]:
