@@ -40,9 +40,8 @@ COLUMNS = {
 }
 SIGN = "Proactive Output"
 RULES = {
-    "official": "right where the first character of the answer, as it stands, is the letter "
-    "(count.py); null and empty answers, at which that code stops, are wrong; questions without an "
-    "answer do not count",
+    "official": "the answer's first character, as it stands, is the letter; null and empty answers "
+    "are wrong (count.py stops at them); questions without an answer do not count",
 }
 PROTOCOLS = {
     "context_60": "the minute before the question (the paper's main table)",

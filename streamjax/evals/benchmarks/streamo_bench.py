@@ -46,9 +46,8 @@ SUBTASKS = {**GROUNDING, **CAPTIONS, TSQA: RECALL}
 NEAR = 3
 
 RULES = {
-    "streamo_derived": "the paper's equations: IoU over the hull of the first period that is told, "
-    "0 without one; an answer is a hit where its leading letter is right within 3 s; ties are no "
-    "wins; Average is the mean of all six columns",
+    "streamo_derived": "the paper's equations; IoU of the first period that is told, 0 without one; "
+    "a hit is the right leading letter within 3 s; a tie is no win; Average is of all six columns",
 }
 PROTOCOLS = {"stream": "asked once, at its second, in a stream that runs to the video's end"}
 
