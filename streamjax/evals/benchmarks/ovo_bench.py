@@ -66,6 +66,9 @@ Answer only with “Yes” or “No”.
 Do not include any additional text or explanation in your response.
 """  # noqa: E501
 
+# A record's field: its name, what it should be in words, the test of that.
+Field = tuple[str, str, Callable[[Any], bool]]
+
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
@@ -202,7 +205,7 @@ def missing(record: Any) -> str | None:
     """What keeps a record from being asked by polling, as `found, wanted`; None if nothing does."""
     if not isinstance(record, Mapping):
         return f"a {type(record).__name__}, wanted an object"
-    wanted = [
+    wanted: list[Field] = [
         ("id", "a number or a text", _is_id),
         ("task", f"one of {' '.join(TASKS)}", lambda v: isinstance(v, str) and v in TASKS),
         ("video", "a file's name", lambda v: isinstance(v, str) and v != ""),
@@ -214,7 +217,7 @@ def missing(record: Any) -> str | None:
         options = record.get("options")
         count = len(options) if isinstance(options, list) else 0
         wanted += [
-            ("options", "a list of 2 to 26 options", lambda v: _is_options(v)),
+            ("options", "a list of 2 to 26 options", _is_options),
             ("gt", f"the place of an option, 0 to {count - 1}", lambda v: _is_count(v, count - 1)),
             ("realtime", "seconds", is_seconds),
         ]
@@ -225,7 +228,7 @@ def missing(record: Any) -> str | None:
     reason = unlike(record, wanted)
     if reason or task not in FORWARD:
         return reason
-    fields = [("realtime", "seconds", is_seconds)]
+    fields: list[Field] = [("realtime", "seconds", is_seconds)]
     if task == "REC":
         fields.append(("count", "a whole number", _is_count))
     else:
@@ -240,10 +243,8 @@ def missing(record: Any) -> str | None:
     return None
 
 
-def unlike(
-    record: Mapping[str, Any], wanted: Sequence[tuple[str, str, Callable[[Any], bool]]]
-) -> str | None:
-    """The first of (field, what it should be, test) that fails, as `found, wanted`."""
+def unlike(record: Mapping[str, Any], wanted: Sequence[Field]) -> str | None:
+    """The first field that is missing or fails its test, as `found, wanted`."""
     for field, what, fits in wanted:
         if field not in record:
             return f"no {field!r}, wanted {what}"
