@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int64
 
 from streamjax.errors import InputError
 
@@ -34,14 +34,9 @@ def decode(annotation: Any, height: int, width: int) -> Bool[np.ndarray, "h w"]:
     InputError: another form or size, broken counts, counts that do not fill the mask.
     """
     if isinstance(annotation, Mapping):
-        size, counts = annotation.get("size"), annotation.get("counts")
-        if list(size or ()) != [height, width]:
-            raise InputError(f"mask size {size}; wanted [{height}, {width}]")
-        if isinstance(counts, bytes):
-            counts = counts.decode("ascii", "replace")
-        if isinstance(counts, str):
-            counts = _expand(counts)
-        return _from_counts(counts, height, width)
+        counts = _counts(annotation, height, width)
+        flat = np.repeat(np.arange(counts.size) % 2 == 1, counts)
+        return flat.reshape(width, height).T
     if isinstance(annotation, list | tuple):
         mask = np.zeros((height, width), bool)
         for polygon in annotation:
@@ -50,14 +45,37 @@ def decode(annotation: Any, height: int, width: int) -> Bool[np.ndarray, "h w"]:
     raise InputError(f"mask is a {type(annotation).__name__}; wanted run lengths or polygons")
 
 
-def _from_counts(counts: Any, height: int, width: int) -> Bool[np.ndarray, "h w"]:
-    runs = np.asarray(counts)
-    if runs.ndim != 1 or runs.dtype.kind not in "iu" or (runs < 0).any():
+def runs(annotation: Any, height: int, width: int) -> Int64[np.ndarray, "n 2"]:
+    """Where a mask is true: first and stop of its n runs in the flat picture, column by column.
+
+    What overlaps and areas need, without the pixels. annotation, InputError: as in `decode`.
+    """
+    if isinstance(annotation, Mapping):
+        edges = np.cumsum(_counts(annotation, height, width))
+        found = np.stack([edges[: edges.size // 2 * 2 : 2], edges[1::2]], 1)
+        return found[found[:, 0] < found[:, 1]]
+    flat = decode(annotation, height, width).ravel(order="F")
+    return np.flatnonzero(np.diff(flat, prepend=False, append=False)).reshape(-1, 2)
+
+
+def _counts(annotation: Mapping[str, Any], height: int, width: int) -> Int64[np.ndarray, " n"]:
+    """The run lengths of either form."""
+    size, counts = annotation.get("size"), annotation.get("counts")
+    if not isinstance(size, list | tuple) or list(size) != [height, width]:
+        raise InputError(f"mask size {size}; wanted [{height}, {width}]")
+    if isinstance(counts, bytes):
+        counts = counts.decode("ascii", "replace")
+    if isinstance(counts, str):
+        counts = _expand(counts)
+    try:
+        lengths = np.asarray(counts)
+    except ValueError:
+        lengths = np.zeros(())
+    if lengths.ndim != 1 or lengths.dtype.kind not in "iu" or (lengths < 0).any():
         raise InputError(f"mask counts {str(counts)[:40]}...; wanted a list of run lengths >= 0")
-    if runs.sum() != height * width:
-        raise InputError(f"mask runs fill {runs.sum()} pixels; wanted {height} x {width}")
-    flat = np.repeat(np.arange(runs.size) % 2 == 1, runs)
-    return flat.reshape(width, height).T
+    if lengths.sum() != height * width:
+        raise InputError(f"mask runs fill {lengths.sum()} pixels; wanted {height} x {width}")
+    return lengths.astype(np.int64)
 
 
 def _compress(counts: Sequence[int]) -> str:

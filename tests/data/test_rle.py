@@ -22,6 +22,20 @@ def test_golden_areas_and_boxes(golden):
             assert rle.encode(mask) == annotation
 
 
+def test_runs_are_where_the_mask_is(golden):
+    cases = json.loads((golden / "rle" / "masks.json").read_text())
+    size = cases[0]["segmentation"]["size"]
+    corner = [[0, 0, 3, 0, 3, 3, 0, 3]]
+    for annotation in [*(case["segmentation"] for case in cases), corner]:
+        height, width = size if isinstance(annotation, list) else annotation["size"]
+        flat = rle.decode(annotation, height, width).ravel(order="F")
+        found = np.zeros_like(flat)
+        for first, stop in rle.runs(annotation, height, width):
+            assert first < stop
+            found[first:stop] = True
+        np.testing.assert_array_equal(found, flat)
+
+
 def test_golden_polygons(golden):
     for case in json.loads((golden / "rle" / "polygons.json").read_text()):
         mask = rle.decode(case["polygons"], *case["size"])
