@@ -12,8 +12,8 @@ import numpy as np
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "1 4", "12 4")
-_WIDTH, _LEFT, _PANEL, _GAP = 940, 250, 270, 90
-_ROW, _TOP = 40, 48
+_WIDTH, _LEFT, _PANEL, _GAP = 940.0, 250.0, 270.0, 90.0
+_ROW, _TOP = 40.0, 48.0
 
 Found = Mapping[str, Sequence[Mapping[str, Any]]]
 
@@ -29,10 +29,10 @@ def draw(found: Found, titles: Mapping[str, str]) -> str:
     high = max(_ROW * len(names), _PANEL)
     height = _TOP + high + 56
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" '
-        f'width="{_WIDTH}" height="{height}" font-family="sans-serif" font-size="13" role="img" '
-        f'aria-label="Ablation: macro-F1 of every seed; precision against recall">',
-        f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH:.0f} {height:.0f}" '
+        f'width="{_WIDTH:.0f}" height="{height:.0f}" font-family="sans-serif" font-size="13" '
+        f'role="img" aria-label="Ablation: macro-F1 of every seed; precision against recall">',
+        f'<rect width="{_WIDTH:.0f}" height="{height:.0f}" fill="#ffffff"/>',
         *_scores(found, titles, high),
         *_curves(found, high),
         "</svg>",
@@ -66,7 +66,7 @@ td, th {{ border-bottom: 1px solid #ccc; padding: 4px 10px; text-align: left; }}
 """
 
 
-def _scores(found: Found, titles: Mapping[str, str], high: int) -> list[str]:
+def _scores(found: Found, titles: Mapping[str, str], high: float) -> list[str]:
     values = {name: [run["test"]["macro_f1"] for run in runs] for name, runs in found.items()}
     everything = [value for some in values.values() for value in some]
     low, top = np.floor(min(everything) * 20) / 20, np.ceil(max(everything) * 20 + 1e-9) / 20
@@ -84,12 +84,12 @@ def _scores(found: Found, titles: Mapping[str, str], high: int) -> list[str]:
         parts.append(_text(_LEFT - 34, y + 4, titles[name], anchor="end"))
         parts.append(_mark(i, _LEFT - 20, y, colour))
         mean = x(float(np.mean(some)))
-        parts.append(_line(mean, y - 12, mean, y + 12, colour, width=3))
+        parts.append(_line(mean, y - 12, mean, y + 12, colour, width=3.0))
         parts += [_mark(i, x(value), y, colour, filled=False) for value in some]
     return parts
 
 
-def _curves(found: Found, high: int) -> list[str]:
+def _curves(found: Found, high: float) -> list[str]:
     left = _LEFT + _PANEL + _GAP
 
     def x(recall: float) -> float:
@@ -100,8 +100,8 @@ def _curves(found: Found, high: int) -> list[str]:
 
     parts = [_text(left, _TOP - 24, "Answers: precision against recall", bold=True)]
     for tick in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0):
-        parts.append(_line(x(tick), y(0), x(tick), y(1), "#dddddd"))
-        parts.append(_line(x(0), y(tick), x(1), y(tick), "#dddddd"))
+        parts.append(_line(x(tick), y(0.0), x(tick), y(1.0), "#dddddd"))
+        parts.append(_line(x(0.0), y(tick), x(1.0), y(tick), "#dddddd"))
         parts.append(_text(x(tick), _TOP + high + 18, f"{tick:.1f}", anchor="middle"))
         parts.append(_text(left - 8, y(tick) + 4, f"{tick:.1f}", anchor="end"))
     parts.append(_text(x(0.5), _TOP + high + 40, "recall", anchor="middle"))
@@ -142,7 +142,7 @@ def _text(x: float, y: float, words: str, *, anchor: str = "start", bold: bool =
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{weight}>{escape(words)}</text>'
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, colour: str, width: int = 1) -> str:
+def _line(x1: float, y1: float, x2: float, y2: float, colour: str, width: float = 1.0) -> str:
     return (
         f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" '
         f'stroke-width="{width}"/>'
