@@ -35,7 +35,7 @@ Checkpointer = ocp.training.Checkpointer
 
 
 # The number of how a step is laid out; to be raised when an older streamjax could not read it.
-LAYOUT = 1
+LAYOUT = 2
 # Where runs may live besides local folders, and the package that reaches it.
 STORES = {"gs": "gcsfs", "s3": "s3fs"}
 
@@ -219,7 +219,7 @@ def _newest_good(checkpoints: Checkpointer, load: Callable[[int], T], *, aside: 
 def _check_layout(checkpoints: Checkpointer, step: int) -> None:
     folder = checkpoints.directory / str(step)
     told = json.loads((folder / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]
-    layout = told.get("layout", LAYOUT)  # the first one, when nothing was said of it
+    layout = told.get("layout", 1)  # the first one, when nothing was said of it
     if layout != LAYOUT:
         raise InputError(
             f"{folder}: layout {layout!r}, written by streamjax {told.get('streamjax')}, wanted "

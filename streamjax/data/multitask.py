@@ -8,13 +8,13 @@ the run ends, however the tasks take turns.
 import functools
 import hashlib
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
-import grain
 import numpy as np
 
+from streamjax.data.places import Resumable
 from streamjax.data.pipeline import Batches, DataConfig, Used, batches
 from streamjax.data.samplers import balance, balanced_order, unique_order
 from streamjax.errors import InputError
@@ -93,11 +93,11 @@ def multitask_batches(
     return MultiTask(tasks, turn)
 
 
-class MultiTask(grain.DatasetIterator):
+class MultiTask(Resumable):
     """Puts updates together from each task's batches; Orbax saves and restores its place.
 
     `turn(n)` names the tasks of the mini-batches of update n. The place is n and each task's own,
-    so that a run may go on with other workers or threads.
+    so that a run may go on with other workers, threads or processes.
     """
 
     def __init__(self, tasks: Mapping[str, Batches], turn: Callable[[int], list[str]]):
@@ -125,8 +125,9 @@ class MultiTask(grain.DatasetIterator):
         tasks = {name: task.get_state() for name, task in self.tasks.items()}
         return {"updates": self.updates, "tasks": tasks}
 
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Raises InputError when the state is of other tasks, or of another order of them."""
+    def set_states(self, states: Sequence[dict[str, Any]]) -> None:
+        """Raises InputError when the states are of other tasks, or of another order of them."""
+        state = states[0]
         if list(state["tasks"]) != list(self.tasks):
             raise InputError(
                 f"the place in the data is of the tasks {', '.join(state['tasks'])}, wanted "
@@ -134,7 +135,7 @@ class MultiTask(grain.DatasetIterator):
             )
         self.updates = state["updates"]
         for name, task in self.tasks.items():
-            task.set_state(state["tasks"][name])
+            task.set_states([state["tasks"][name] for state in states])
 
     def close(self) -> None:
         """Ends the workers and threads of all tasks; the iterator gives nothing afterwards."""

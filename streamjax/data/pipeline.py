@@ -22,6 +22,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from streamjax.data.places import Places, Resumable, carried_over
 from streamjax.errors import InputError, RunError
 
 log = logging.getLogger(__name__)
@@ -145,7 +146,7 @@ def batches(
     dataset = dataset.random_map(load).repeat()
 
     def samples(start: int) -> grain.DatasetIterator:
-        stream = dataset.slice(slice(shard[0] + start * shard[1], None, shard[1])).to_iter_dataset(
+        stream = dataset.slice(slice(start, None, shard[1])).to_iter_dataset(
             grain.ReadOptions(
                 num_threads=config.threads,
                 prefetch_buffer_size=max(config.ahead, config.threads) if config.threads else 0,
@@ -162,13 +163,16 @@ def batches(
             )
         return iter(stream)
 
-    return Batches(samples, batch_size, config, told=told, size=size, shard=shard)
+    alone = dataset.__getitem__
+    return Batches(samples, alone, batch_size, config, told=told, size=size, shard=shard)
 
 
-class Batches(grain.DatasetIterator):
+class Batches(Resumable):
     """Stacks good samples into batches; Orbax saves and restores its place in the data.
 
-    The place is a number of samples, so that a run may go on with other workers or threads.
+    The place is a number of samples, so that a run may go on with other workers or threads, and
+    with another number of processes. samples(place): all of this shard from there on, by workers and
+    threads; alone(place): one.
     `seen` and `skipped` count samples since the first step of the run, restarts included; `used`
     says what the last batch was made of; `size` is the number of records of the source.
     """
@@ -176,6 +180,7 @@ class Batches(grain.DatasetIterator):
     def __init__(
         self,
         samples: Callable[[int], grain.DatasetIterator],
+        alone: Callable[[int], Any],
         batch_size: int,
         config: DataConfig,
         *,
@@ -185,13 +190,15 @@ class Batches(grain.DatasetIterator):
     ):
         super().__init__()
         self.samples = samples
+        self.alone = alone
         self.batch_size = batch_size
         self.config = config
         self.seen = 0
         self.skipped = 0
         self.told = told  # the name that messages begin with
         self.size = size
-        self.shard = shard
+        self.places = Places(*shard)
+        self.taken = 0  # of what was left when the number of processes last changed
         self.used: list[Used] = []
         self.waiting: tuple[int, Made] | None = None  # the last sample, for which no row had room
         self.stream: grain.DatasetIterator | None = None
@@ -213,12 +220,23 @@ class Batches(grain.DatasetIterator):
 
     def get_state(self) -> dict[str, Any]:
         # The waiting sample is the last one seen, and is seen again.
-        return {"seen": self.seen - (self.waiting is not None), "skipped": self.skipped}
+        again = int(self.waiting is not None)
+        return {
+            "seen": self.seen - again,
+            "skipped": self.skipped,
+            "taken": self.taken - again,
+            "share": [self.places.me, self.places.ways],
+            "loose": list(self.places.loose),
+            "base": self.places.base,
+        }
 
-    def set_state(self, state: dict[str, Any]) -> None:
+    def set_states(self, states: Sequence[dict[str, Any]]) -> None:
+        """Raises InputError when these are not the states of all processes."""
+        state = carried_over(states, self.places.me, self.places.ways)
         self._stop()
         self.waiting = None
-        self.seen, self.skipped = state["seen"], state["skipped"]
+        self.seen, self.skipped, self.taken = state["seen"], state["skipped"], state["taken"]
+        self.places = Places(*state["share"], tuple(state["loose"]), state["base"])
 
     def close(self) -> None:
         """Ends the workers and threads; the iterator gives nothing afterwards."""
@@ -249,11 +267,16 @@ class Batches(grain.DatasetIterator):
 
     def _sample(self) -> tuple[int, Made]:
         """The next good sample."""
-        if self.stream is None:
-            self.stream = self.samples(self.seen)
         while True:
+            number = self.places.number(self.taken)
+            place = self.places.of(number)
             try:
-                sample = next(self.stream)
+                if number < len(self.places.loose):
+                    sample = self.alone(place)
+                else:
+                    if self.stream is None:
+                        self.stream = self.samples(place)
+                    sample = next(self.stream)
             except RuntimeError as error:
                 # Grain's words for a worker that was killed, by want of memory for one.
                 if "terminated unexpectedly" not in str(error):
@@ -264,8 +287,8 @@ class Batches(grain.DatasetIterator):
                     f"often for want of memory): lower data.workers or data.ahead, or look above "
                     f"for what it said"
                 ) from None
-            place = self.shard[0] + self.seen * self.shard[1]
             self.seen += 1
+            self.taken += 1
             if not isinstance(sample, Bad):
                 return place, sample
             self._skip(sample)

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import av
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 from streamjax.data.container import SMALL, Frame, Source, VideoInfo, scaled, told
 from streamjax.data.media import Media
@@ -157,16 +157,28 @@ class Clip:
                 f"{self._opened.name}: frames {wanted} asked for; wanted one or more, from 0"
             )
         order = sorted(set(wanted))
-        picked = (
-            _at_indices(self._opened.frames(), order, self._opened.name)
-            if self._times is None
-            else self._at_their_times(self._times, order)
-        )
-        found = {
-            index: self._opened.upright(frame, None)
-            for index, (_, frame) in zip(order, picked, strict=True)
-        }
+        found = dict(zip(order, self.each(order), strict=True))
         return np.stack([found[i] for i in wanted])
+
+    def each(self, indices: Sequence[int] | np.ndarray) -> Generator[Frame]:
+        """The frames at rising 0-based `indices`, one by one as they are decoded; once only.
+
+        No frame after the last one that was taken is decoded. InputError as for `read`.
+        """
+        picked = (
+            _at_indices(self._opened.frames(), indices, self._opened.name)
+            if self._times is None
+            else self._at_their_times(self._times, indices)
+        )
+        for _, frame in picked:
+            yield self._opened.upright(frame, None)
+
+    @property
+    def seconds(self) -> Float[np.ndarray, "t"]:
+        """When each frame is shown, in seconds after the first one."""
+        if self._times is None:
+            return np.arange(self.frames) / self.fps
+        return np.asarray([float(at) for at in self._times])
 
     def _at_their_times(
         self, times: Sequence[Fraction], indices: Sequence[int]

@@ -122,6 +122,10 @@ def test_two_processes_stop_by_one_signal_go_on_and_do_not_outlive_each_other(tm
     done = rows(run)
     same_curve(done, whole[: len(done)])
 
+    # One process goes on where two were, with the samples that neither had taken.
+    train(load_recipe(RECIPE, [f"steps={STEPS}", *given[:2]]), run, progress=silent)
+    same_curve(rows(run), whole)
+
 
 @pytest.mark.slow
 def test_four_processes_have_the_curve_of_one(tmp_path, whole):
