@@ -1,4 +1,4 @@
-"""Benchmarks of others: one file each, with its reader, its questions, its parsers and its scores."""
+"""Benchmarks of others: one file each, with its reader, questions, parsers and scores."""
 
 import importlib
 import re

@@ -19,11 +19,11 @@ class Question:
 
     id: its answer's key. video: a file, or a folder of frames, below the videos' folder. prompt:
     frames come before it, or, where it has as many `<image>` as there are frames, in their places.
-    start, end: seconds; nothing outside of them is decoded; an `end` of None is the video's. prefix:
-    how the answer begins, given to the model and no part of its answer. frames: so many, spread as
-    `spread` says; None is one each 1/fps second. spread: (frames a second, frames of the video,
-    start, end, how many) -> indices; None is evenly, each in the middle of its share. kept: what of
-    the model's text is the answer; None is all of it.
+    start, end: seconds; nothing outside of them is decoded; an `end` of None is the video's.
+    prefix: how the answer begins, given to the model and no part of its answer. frames: so many,
+    spread as `spread` says; None is one each 1/fps second. spread: (frames a second, frames of the
+    video, start, end, how many) -> indices; None is evenly, each in the middle of its share. kept:
+    what of the model's text is the answer; None is all of it.
     """
 
     id: str
@@ -44,10 +44,10 @@ class Watching:
     """One stream: a video from its beginning, and what is asked of it while it runs.
 
     asks: (second, text); asked before the frame of that second is shown, the first one early
-    enough for the answer. speaks_from: the second before which the model is not called for an answer
-    (its turns are Silence). until: "response" ends the stream with the first Response, "end" with the
-    video. end: seconds; nothing after it is decoded; None is the video's end. Its answer is a list of
-    [second of the turn, whole text of the turn], Silence left out.
+    enough for the answer. speaks_from: the second before which the model is not called for an
+    answer (its turns are Silence). until: "response" ends the stream with the first Response,
+    "end" with the video. end: seconds; nothing after it is decoded; None is the video's end. Its
+    answer is a list of [second of the turn, whole text of the turn], Silence left out.
     """
 
     id: str
@@ -104,10 +104,12 @@ class Graded:
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """table: the columns of the benchmark's papers in their order, percentages unless their name says
-    otherwise; tables may lie in tables. n: how many answers stand behind each group. unanswered: no
-    answer, or null. unparsed: an answer, but none that the rule understands. problems: one line each.
-    details: what else the benchmark's own scorer tells.
+    """What answers are worth.
+
+    table: the columns of the benchmark's papers in their order, percentages unless their name says
+    otherwise; tables may lie in tables. n: how many answers stand behind each group. unanswered:
+    no answer, or null. unparsed: an answer, but none that the rule understands. problems: one line
+    each. details: what else the benchmark's own scorer tells.
     """
 
     table: Mapping[str, Any]
@@ -137,15 +139,15 @@ class Records:
 class Benchmark:
     """Functions of one benchmark.
 
-    name: as on the command line. title: as its paper writes it. rules: names of the ways to read and
-    to average answers; the first is the default, each explained by its words. read: folder -> Records;
-    InputError where the folder is not this benchmark's, or of another version. answers: file ->
-    {id: answer}. score: (records, answers, rule) -> Scores. tabulate: (graded, rule) -> table, where
-    scores are means over answers; what `compare` resamples. questions: (records, protocol) -> what a
-    model is asked. protocols: their names with words, the first is the default; empty where no model
-    of ours can be asked, and only answers made elsewhere are scored. judging: (records, answers) ->
-    what a judge is asked; None where no answer needs one. judge_prompts: its prompts before they are
-    filled in, by name.
+    name: as on the command line. title: as its paper writes it. rules: names of the ways to read
+    and to average answers; the first is the default, each explained by its words. read: folder ->
+    Records; InputError where the folder is not this benchmark's, or of another version. answers:
+    file -> {id: answer}. score: (records, answers, rule) -> Scores. tabulate: (graded, rule) ->
+    table, where scores are means over answers; what `compare` resamples. questions: (records,
+    protocol) -> what a model is asked. protocols: their names with words, the first is the
+    default; empty where no model of ours can be asked, and only answers made elsewhere are scored.
+    judging: (records, answers) -> what a judge is asked; None where no answer needs one.
+    judge_prompts: its prompts before they are filled in, by name.
     """
 
     name: str
@@ -228,8 +230,8 @@ def matched(known: Sequence[str], answers: Mapping[str, Any], title: str) -> lis
     unknown = [key for key in answers if key not in asked]
     if answers and len(unknown) == len(answers):
         raise InputError(
-            f"none of {len(answers)} answers is to a question of this {title}: {unknown[0]!r} is not "
-            f"among its ids ({', '.join(map(repr, known[:3]))} ...); give the answers to this data"
+            f"none of {len(answers)} answers is to a question of this {title}: {unknown[0]!r} is "
+            f"not among its ids ({', '.join(map(repr, known[:3]))} ...); give the answers to this data"
         )
     lines = []
     if unknown:

@@ -46,7 +46,7 @@ SUBTASKS = {**GROUNDING, **CAPTIONS, TSQA: RECALL}
 NEAR = 3
 
 RULES = {
-    "streamo_derived": "the paper's equations; IoU of the first period that is told, 0 without one; "
+    "streamo_derived": "the paper's equations; IoU of the first period told, 0 without one; "
     "a hit is the right leading letter within 3 s; a tie is no win; Average is of all six columns",
 }
 PROTOCOLS = {"stream": "asked once, at its second, in a stream that runs to the video's end"}
@@ -321,7 +321,7 @@ def _item(row: Any) -> Item:
     if not isinstance(key, (str, int)) or isinstance(key, bool) or key == "":
         raise InputError(f"'id' is {key!r}, wanted text")
     subtask = row.get("subtask")
-    if subtask not in SUBTASKS:
+    if not isinstance(subtask, str) or subtask not in SUBTASKS:
         raise InputError(f"'subtask' is {subtask!r}, wanted one of {', '.join(SUBTASKS)}")
     video = row.get("video_path") or row.get("video") or row.get("video_name")
     if not isinstance(video, str):

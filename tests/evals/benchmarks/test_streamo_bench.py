@@ -201,6 +201,7 @@ ENTRY = {"content": "A. x", "time": 3}
     [
         (record("forward", id="gone"), "record 0: 'id' is None, wanted text; left out"),
         (record("forward", subtask="sideways"), "'subtask' is 'sideways', wanted one of forward"),
+        (record("forward", subtask=["forward"]), "'subtask' is ['forward'], wanted one of forward"),
         (record("forward", video="gone"), "'video' is None"),
         (record("forward", question=[]), "'question' is '[]', wanted a list of entries"),
         (
