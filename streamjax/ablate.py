@@ -19,11 +19,12 @@ import functools
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from streamjax import demo
+from streamjax.data.assistant import ClipRecords
 from streamjax.data.world_files import read_manifest, write_world
 from streamjax.errors import InputError
 
@@ -32,8 +33,12 @@ SLOTS = 32  # dialogues that are watched at once
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One way to train the assistant. kind, alpha, whole: of `train.objectives.assist`;
-    history_noise, contrast: of `data.assistant.DialogueSamples`."""
+    """One way to train the assistant.
+
+    kind, alpha, whole: of `train.objectives.assist`. history_noise, contrast, dialogues: of
+    `data.assistant.DialogueSamples`; as many dialogues make a step, whatever their number about one
+    clip. without: kinds of instruction that are not learned from.
+    """
 
     about: str
     kind: str = "focal"
@@ -41,6 +46,8 @@ class Variant:
     whole: bool = False
     history_noise: float = 0.5
     contrast: bool = False
+    dialogues: int = 2
+    without: tuple[str, ...] = ()
 
 
 VARIANTS = {
@@ -50,7 +57,15 @@ VARIANTS = {
     "focal_paper": Variant(about="focal, as in the paper", alpha="paper", whole=True),
     "no_noise": Variant(about="focal, without noise in the history", history_noise=0.0),
     "contrast": Variant(about="focal, contrasting instructions", contrast=True),
+    "contrast4": Variant(about="focal, four contrasting instructions", contrast=True, dialogues=4),
+    # Dialogues that ask for every event teach when something ends, whoever it was.
+    "no_captions": Variant(
+        about="focal, without captions of every event", without=("caption", "light_when")
+    ),
 }
+# Kinds that ask for one thing among several: what it takes to follow an instruction.
+SELECTIVE = ("ground", "alert_event", "alert_action", "what_does", "light_turns")
+LAST = "test_calibrated.json"  # of what a run answers, the last to be written
 LOSSES = ("ce", "scale", "focal", "focal_paper")
 REFERENCE = "focal"  # the demo's: the others are compared with it, seed by seed
 
@@ -94,74 +109,100 @@ def run(
 
 
 def one(folder: Path, size: demo.Size, name: str, seed: int) -> dict[str, Any]:
-    """The scores of one variant and seed: read, where they are there, trained and scored else."""
+    """The scores of one variant and seed: read where they are there, else trained and scored.
+
+    Without its scores.json alone a run is scored again from what it answered.
+    """
     home = folder / name / f"seed{seed}"
     if (home / "scores.json").exists():
         return json.loads((home / "scores.json").read_text())
-    train(folder, size, VARIANTS[name], home / "run", seed)
-    rows = (home / "run" / "metrics.jsonl").read_text().splitlines()
-    seconds = sum(json.loads(row)["seconds"] for row in rows)
-    scores = {"variant": name, "seed": seed, "train_seconds": round(seconds, 1)}
-    scores |= evaluate(folder, size, home)
-    demo.write_json(home / "scores.json", scores)
-    row = scores["test"]
+    if not (home / LAST).exists():
+        train(folder, size, VARIANTS[name], home / "run", seed)
+        watch(folder, size, home)
+    found = scored(home)
+    demo.write_json(home / "scores.json", {"variant": name, "seed": seed, **found})
+    row = found["test"]
     print(f"   macro-F1 {row['macro_f1']:.3f}, precision {row['precision']:.3f}, recall "
           f"{row['recall']:.3f}, text {row['text']:.3f}", file=sys.stderr)  # fmt: skip
-    return scores
+    return {"variant": name, "seed": seed, **found}
 
 
 def train(folder: Path, size: demo.Size, variant: Variant, run: Path, seed: int) -> None:
     """The demo's assistant with what the variant changes."""
     from streamjax.train import load_recipe, train
 
-    recipe = load_recipe(
+    recipe: Any = load_recipe(
         "demo_assistant", world=folder / "world", tower_run=folder / "tower",
         tokenizer=folder / "tokenizer", steps=size.assistant_steps,
     )  # fmt: skip
+    data = recipe.data
     samples = dataclasses.replace(
-        recipe.data.transform, history_noise=variant.history_noise, contrast=variant.contrast
-    )
+        data.transform, history_noise=variant.history_noise, contrast=variant.contrast,
+        dialogues=variant.dialogues,
+    )  # fmt: skip
+    source = functools.partial(_asked, data.source, variant.without)
     objective = functools.partial(
         recipe.objective, kind=variant.kind, alpha=variant.alpha, whole=variant.whole
     )
     recipe = dataclasses.replace(
         recipe, seed=seed, objective=objective,
-        data=dataclasses.replace(recipe.data, transform=samples),
+        batch_size=recipe.batch_size * data.transform.dialogues // variant.dialogues,
+        data=dataclasses.replace(data, source=source, transform=samples),
     )  # fmt: skip
     train(recipe, run, compilation_cache=folder / "cache")
 
 
-def evaluate(folder: Path, size: demo.Size, home: Path) -> dict[str, Any]:
-    """Free-running scores: as trained, along its thresholds, and with those that validation chose.
+def _asked(source: Callable[[], list[ClipRecords]], without: tuple[str, ...]) -> list[ClipRecords]:
+    """The clips of a source, less these kinds of instruction."""
+    return [
+        dataclasses.replace(
+            clip, records=tuple(r for r in clip.records if r.content["kind"] not in without)
+        )
+        for clip in source()
+    ]
 
-    What was answered is kept beside the scores, probabilities and all.
-    """
+
+def watch(folder: Path, size: demo.Size, home: Path) -> None:
+    """Free-running answers to all splits, and to `test` again with what `val` finds best."""
     from streamjax.evals import assistant as evals
     from streamjax.evals import operating
     from streamjax.folders import load
 
     model = load(home / "run")
 
-    def watched(name: str, split: str, count: int, thresholds=None) -> list[Any]:
+    def watched(split: str, count: int, thresholds=None) -> list[evals.Watched]:
         clips = demo.clips_of(folder / "world", split, size.kinds)
-        seen = evals.free_run(model, clips, count, slots=SLOTS, thresholds=thresholds)
-        demo.write_json(home / f"{name}.json", [dataclasses.asdict(w) for w in seen])
-        return seen
+        return evals.free_run(model, clips, count, slots=SLOTS, thresholds=thresholds)
 
-    test = watched("test", "test", size.dialogues)
-    thresholds = operating.fitted(watched("val", "val", size.dialogues))
-    tuned = watched("test_calibrated", "test", size.dialogues, thresholds)
+    for split in ("val", "test"):
+        evals.keep(home / f"{split}.json", watched(split, size.dialogues))
+    if size.novel_dialogues:
+        evals.keep(home / "novel.json", watched("novel", size.novel_dialogues))
+    thresholds = operating.fitted(evals.kept(home / "val.json"))
+    evals.keep(home / LAST, watched("test", size.dialogues, thresholds))
+
+
+def scored(home: Path) -> dict[str, Any]:
+    """Scores from what was answered: as trained, along its thresholds, and with fitted ones."""
+    from streamjax.evals import assistant as evals
+    from streamjax.evals import operating
+
+    test = evals.kept(home / "test.json")
+    thresholds = operating.fitted(evals.kept(home / "val.json"))
+    rows = (home / "run" / "metrics.jsonl").read_text().splitlines()
     scores = {
+        "train_seconds": round(sum(json.loads(row)["seconds"] for row in rows), 1),
         "test": evals.total(test).row(),
         "by_kind": {kind: found.row() for kind, found in evals.by_kind(test).items()},
         "curve": operating.curve(test),
         "thresholds": dataclasses.asdict(thresholds),
         "redecided": evals.total(operating.redecided(test, thresholds)).row(),
-        "calibrated": evals.total(tuned).row(),
+        "calibrated": evals.total(evals.kept(home / LAST)).row(),
     }
-    if size.novel_dialogues:
-        novel = watched("novel", "novel", size.novel_dialogues)
-        scores["novel"] = evals.total(novel).row()
+    if selective := [w for w in test if w.kind in SELECTIVE]:
+        scores["selective"] = evals.total(selective).row()
+    if (home / "novel.json").exists():
+        scores["novel"] = evals.total(evals.kept(home / "novel.json")).row()
     return scores
 
 
@@ -196,8 +237,8 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
     n = next(iter(found.values()))[0]["test"]["dialogues"]
     lines = [
         f"| {n} dialogues, {seeds} seeds | macro-F1 | precision | recall | answer F1 | text | "
-        f"held-out combinations, macro-F1 | macro-F1 beside {REFERENCE}'s |",
-        "|---|---|---|---|---|---|---|---|",
+        f"selective, macro-F1 | held-out combinations, macro-F1 | macro-F1 beside {REFERENCE}'s |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, runs in found.items():
         cells = [_spread([run["test"][key] for run in runs]) for key in
@@ -205,7 +246,8 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
         cells.append(_spread([answer_f1(r["test"]["precision"], r["test"]["recall"])
                               for r in runs]))  # fmt: skip
         cells.append(_spread([run["test"]["text"] for run in runs]))
-        cells.append(_spread([run["novel"]["macro_f1"] for run in runs if "novel" in run]))
+        cells += [_spread([run[part]["macro_f1"] for run in runs if part in run])
+                  for part in ("selective", "novel")]  # fmt: skip
         cells.append(_gain(found, name))
         lines.append(f"| {VARIANTS[name].about} | {' | '.join(cells)} |")
     lines += [

@@ -7,13 +7,19 @@ import pytest
 from streamjax import ablate
 from streamjax.cli import main
 from streamjax.errors import InputError
+from streamjax.evals.assistant import kept
 
 
 def scored(f1, calibrated):
     row = {"macro_f1": f1, "precision": 0.8, "recall": 0.6, "text": 0.9, "dialogues": 90}
     curve = [{"respond": r, "precision": p, "recall": q, "macro_f1": f1}
              for r, p, q in ((0.2, 0.5, 1.0), (0.4, 0.8, 0.8))]  # fmt: skip
-    return {"test": row, "curve": curve, "calibrated": {**row, "macro_f1": calibrated}}
+    return {
+        "test": row,
+        "selective": row,
+        "curve": curve,
+        "calibrated": {**row, "macro_f1": calibrated},
+    }
 
 
 def test_the_table_gives_means_deviations_and_gains_by_seed():
@@ -46,13 +52,14 @@ def test_what_is_scored_is_not_trained_again(tmp_path, monkeypatch, capsys):
     first = ablate.run(tmp_path, seeds=1, variants=("ce", "contrast"), fast=True)
     assert list(first["runs"]) == ["ce", "contrast"]
     home = tmp_path / "ce" / "seed0"
-    said = json.loads((home / "test.json").read_text())
-    assert len(said) == 16 and len(said[0]["probabilities"]) == len(said[0]["wanted"]["states"])
+    said = kept(home / "test.json")
+    assert len(said) == 16 and len(said[0].probabilities) == len(said[0].wanted.states)
     scores = json.loads((home / "scores.json").read_text())
     assert set(scores["thresholds"]) == {"respond", "standby", "hysteresis"}
     for name in ("ablation.json", "ablation.md", "ablation.svg", "ablation.html"):
         assert (tmp_path / name).stat().st_size > 200
 
+    (home / "scores.json").unlink()  # scored again from what was answered
     monkeypatch.setattr(ablate, "train", None)  # would be called, and is no function
     assert ablate.run(tmp_path, seeds=1, variants=("ce", "contrast"), fast=True) == first
     assert "cross-entropy" in capsys.readouterr().out

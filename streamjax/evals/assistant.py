@@ -1,7 +1,9 @@
 """Free-running evaluation: a stream watches held-out videos and hears only its own answers."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -117,6 +119,22 @@ class _Running:
             ),
             tuple(turn.probabilities for turn in self.turns),
         )
+
+
+def keep(path: str | Path, seen: Sequence[Watched]) -> None:
+    """Writes the dialogues as JSON, probabilities and all; `kept` reads them."""
+    Path(path).write_text(json.dumps([dataclasses.asdict(w) for w in seen]) + "\n")
+
+
+def kept(path: str | Path) -> list[Watched]:
+    """What `keep` has written."""
+    found = []
+    for row in json.loads(Path(path).read_text()):
+        for name in ("wanted", "given"):
+            row[name] = Dialogue(tuple(row[name]["states"]), tuple(row[name]["texts"]))
+        row["probabilities"] = tuple(tuple(shares) for shares in row["probabilities"])
+        found.append(Watched(**row))
+    return found
 
 
 def total(seen: Sequence[Watched], *, tolerance: int = 1) -> Timing:

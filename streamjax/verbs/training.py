@@ -37,7 +37,7 @@ def ablate(
 ):
     """Trains the demo's assistant with each loss and several seeds, scores all of them
     free-running on the same videos, and writes the table (ablation.md) and the picture
-    (ablation.html, .svg): Table 4 of the paper in miniature, about four minutes a run on one core.
+    (ablation.html, .svg): Table 4 of the paper in miniature, about three minutes a run on one core.
 
     Stopped and called again it goes on: runs that have their scores are not trained again.
 
@@ -48,7 +48,8 @@ def ablate(
     Args:
         folder: Where everything goes.
         seeds: How many, from 0 on.
-        variants: Of ce, scale, focal, focal_paper, no_noise, contrast; without it the four losses.
+        variants: Of ce, scale, focal, focal_paper, no_noise, contrast, contrast4, no_captions;
+            without it the first four, which are the losses.
         fast: A reduced world and a few steps, to see that it works; its numbers mean nothing.
     """
     from streamjax.ablate import LOSSES, run

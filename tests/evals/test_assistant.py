@@ -46,3 +46,8 @@ def test_a_turn_is_the_likeliest_state_unless_thresholds_say_other(model, clips,
         assert tuple(np.argmax(one.probabilities, axis=1)) == one.given.states
     mute = evals.free_run(model, clips, 2, slots=2, thresholds=Thresholds(respond=1.0))
     assert all(2 not in one.given.states for one in mute)
+
+
+def test_what_was_answered_is_kept_and_read(alone, tmp_path):
+    evals.keep(tmp_path / "test.json", alone)
+    assert evals.kept(tmp_path / "test.json") == alone
