@@ -10,8 +10,11 @@ import pytest
 
 from streamjax.errors import InputError, RunError
 from streamjax.evals import judge as judging
+from streamjax.evals.benchmarks import streamo_bench
 from streamjax.evals.benchmarks.benchmark import Benchmark, Judging, Records
 from streamjax.evals.judge import Judge, judged
+
+CAPTIONS = ("narration", "dense_caption")
 
 
 def completion(text):
@@ -262,6 +265,37 @@ def test_a_server_that_dies_ends_it_in_one_line_and_a_rerun_goes_on(server, tmp_
     server.seen.clear()
     verdicts = judged(bench(), NOTHING, ANSWERS, Judge(server.url, "big", cache=cache))
     assert set(verdicts.values()) == {1} and min(server.prompts) > "2"
+
+
+def ours_first(prompt):
+    return prompt.index("Step 0.") < prompt.index("A cat.")
+
+
+@pytest.mark.parametrize(
+    ("reply", "verdicts", "rate"),
+    [
+        (lambda prompt: "The first.\nVerdict: A", "tie", 0),
+        (lambda prompt: "Verdict: " + ("A" if ours_first(prompt) else "B"), "win", 100),
+        (lambda prompt: "Verdict: " + ("B" if ours_first(prompt) else "A"), "lose", 0),
+        (lambda prompt: "As a language model I must not prefer.", None, None),
+    ],
+)
+def test_captions_of_streamo_bench(server, tmp_path, golden, reply, verdicts, rate):
+    folder = golden / "bench" / "streamo_bench"
+    for name in ("streamo_bench.json", "predictions.json"):
+        (tmp_path / name).write_text((folder / name).read_text())
+    rival = {f"{video}_{task}": [[3, "A cat."]] for video in "01" for task in CAPTIONS}
+    (tmp_path / streamo_bench.BASELINE).write_text(json.dumps(rival))
+    records = streamo_bench.read(tmp_path)
+    answers = json.loads((tmp_path / "predictions.json").read_text())
+    answers = {key: [[26, "Step 0."]] if key in rival else said for key, said in answers.items()}
+    server.reply = lambda prompt: completion(reply(prompt))
+    found = judged(streamo_bench.STREAMO_BENCH, records, answers, Judge(server.url, "big"))
+    assert found == dict.fromkeys(rival, verdicts) and len(server.seen) == 8
+    records = dataclasses.replace(records, verdicts=found)
+    scores = streamo_bench.score(records, answers, "streamo_derived")
+    assert scores.table["Narration (win rate)"] == rate
+    assert (scores.table["Average"] is None) == (rate is None)
 
 
 def test_a_benchmark_without_anything_to_judge(server):

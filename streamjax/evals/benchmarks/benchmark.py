@@ -231,7 +231,8 @@ def matched(known: Sequence[str], answers: Mapping[str, Any], title: str) -> lis
     if answers and len(unknown) == len(answers):
         raise InputError(
             f"none of {len(answers)} answers is to a question of this {title}: {unknown[0]!r} is "
-            f"not among its ids ({', '.join(map(repr, known[:3]))} ...); give the answers to this data"
+            f"not among its ids ({', '.join(map(repr, known[:3]))} ...); give the answers to this "
+            "data"
         )
     lines = []
     if unknown:
