@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from streamjax.errors import InputError
 from streamjax.evals.benchmarks.benchmark import Graded, read_json
@@ -161,7 +161,15 @@ class Choice:
         return "\n".join(map(form.format, LETTERS, self.options))
 
 
-R = TypeVar("R", bound=Choice)
+@runtime_checkable
+class Known(Protocol):
+    """A record that has an id."""
+
+    @property
+    def id(self) -> str: ...
+
+
+R = TypeVar("R", bound=Known)
 
 
 def text_of(row: Any, key: str) -> str:
