@@ -85,8 +85,9 @@ def run(
     """Trains and scores what is not there yet, and returns everything that is asked for.
 
     seeds: how many, from 0 on. variants: names of VARIANTS. fast: a few steps on a reduced world,
-    for tests; its numbers mean nothing. Call it again to go on, or with more seeds and variants.
-    Raises InputError for an unknown variant, no seed, and a folder of another size.
+    for tests; its numbers mean nothing. Call it again to go on, or with more seeds and variants:
+    the tables show all variants that stand there. Raises InputError for an unknown variant, no
+    seed, and a folder of another size.
     """
     folder, size = Path(folder), FAST if fast else FULL
     for name in variants:
@@ -207,21 +208,26 @@ def scored(home: Path) -> dict[str, Any]:
 
 
 def report(folder: Path, variants: Sequence[str], seeds: int) -> dict[str, Any]:
-    """Everything together, as JSON, as tables and as a picture, in the folder."""
+    """Everything together, as JSON, as tables and as a picture, in the folder.
+
+    Of the variants that were asked for, and of the others that stand there with all these seeds.
+    """
     from streamjax.evals.operating_picture import draw, page
 
+    files = {
+        name: [folder / name / f"seed{seed}" / "scores.json" for seed in range(seeds)]
+        for name in VARIANTS
+    }
     found = {
-        name: [
-            json.loads((folder / name / f"seed{seed}" / "scores.json").read_text())
-            for seed in range(seeds)
-        ]
-        for name in variants
+        name: [json.loads(file.read_text()) for file in files[name]]
+        for name in VARIANTS
+        if name in variants or all(file.exists() for file in files[name])
     }
     content = {"size": json.loads((folder / "size.json").read_text()), "runs": found}
     demo.write_json(folder / "ablation.json", content)
     tables = table(found)
     (folder / "ablation.md").write_text(tables + "\n")
-    titles = {name: VARIANTS[name].about for name in variants}
+    titles = {name: VARIANTS[name].about for name in found}
     picture = draw(found, titles)
     (folder / "ablation.svg").write_text(picture + "\n")
     (folder / "ablation.html").write_text(page(picture, tables))
