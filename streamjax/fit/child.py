@@ -111,9 +111,7 @@ class Work:
             )  # fmt: skip
         config = self.config
         if rows is not None:
-            several = isinstance(config.data, Mapping)
-            size = rows if several else rows * config.accumulate
-            config = dataclasses.replace(config, batch_size=size)
+            config = with_rows(config, rows)
         if not isinstance(config.data, Mapping):
             self.length = getattr(config.data.pack, "length", None)
         return program.training(config, self.mesh)
@@ -229,6 +227,15 @@ class Work:
             return 4096
         several = isinstance(self.config.data, Mapping)
         return self.config.batch_size * (8 if several else 1)
+
+
+def with_rows(config: Any, rows: int) -> Any:
+    """The recipe with so many rows at a time; a step of one task keeps about its rows, in fewer or
+    more micro-batches."""
+    if isinstance(config.data, Mapping):
+        return dataclasses.replace(config, batch_size=rows)
+    pieces = max(config.batch_size // rows, 1)
+    return dataclasses.replace(config, batch_size=rows * pieces, accumulate=pieces)
 
 
 def next_rows(

@@ -247,7 +247,7 @@ class _Reader:
         size = math.prod(self.mesh.values()) if groups is None else groups.shape[1]
         given = sum(j.bytes for j in self._operands(i, body))
         if kind == "collective-permute":
-            return Collective(kind, axes, 2, given, times)
+            return Collective(kind, axes, 2, float(given), times)
         whole = given * size if kind == "all-gather" else given
         share = (size - 1) / size * (2 if kind == "all-reduce" else 1)
         return Collective(kind, axes, size, whole * share, times)

@@ -91,7 +91,8 @@ def training(config: TrainConfig, mesh: Mesh) -> Case:
         step: Any = make_step(config, setup, mesh)
         done = useful(batch) * (config.accumulate if _stacked(config) else 1)
         turns = _loss_turns(model, micro(batch))
-        whole = Program("step", 1, lambda: step.trace(state, batch), done, turns)
+        held["batch"] = _per_device(batch)
+        whole = Program("step", 1.0, lambda: step.trace(state, batch), done, turns)
         return Case(mesh, (whole,), held, rows, _tokens(batch))
 
     several = task_programs(config, config.objective, setup, mesh)
@@ -114,7 +115,7 @@ def training(config: TrainConfig, mesh: Mesh) -> Case:
 
         # The moments wait while gradients are added up.
         programs.append(Program(task, share, trace, useful(batch, task), 1, held["moments"]))
-    update = Program("update", 1, lambda: several.apply.trace(state, total), 0.0)
+    update = Program("update", 1.0, lambda: several.apply.trace(state, total), 0.0)
     return Case(mesh, (*programs, update), held, rows, round(tokens))
 
 
@@ -127,12 +128,14 @@ def streaming(config: TrainConfig, mesh: Mesh, *, capacity: int, tokens: int, st
 
     def build() -> Any:
         model: Any = config.model(nnx.Rngs(0))
+        if not hasattr(model, "decoder") or not hasattr(model.config, "vision"):
+            raise InputError(
+                f"--stream: {config.name} trains {type(model).__name__}, wanted a video LLM"
+            )
         model.assets = None
         return jax.tree.map(lambda a: a.astype(jnp.bfloat16), model)
 
     model = nnx.eval_shape(build)
-    if not hasattr(model, "decoder") or not hasattr(model.config, "vision"):
-        raise InputError(f"--stream: {config.name} trains {type(model).__name__}, no video LLM")
     model.dtype = model.decoder.dtype = jnp.dtype(jnp.bfloat16)
     graph, weights = nnx.split(model)
     where = shardings_of(weights, mesh)
@@ -180,10 +183,9 @@ def streaming(config: TrainConfig, mesh: Mesh, *, capacity: int, tokens: int, st
         sized |= {} if frames.windows is None else {"plan_windows": frames.windows.members}
         shapes |= {k: jax.ShapeDtypeStruct((streams, *a.shape), a.dtype) for k, a in sized.items()}
     done = turn_flops(model, tokens, capacity, shapes)
-    kept = [(a, math.prod(a.sharding.shard_shape(a.shape))) for a in jax.tree.leaves(cache)]
-    held["cache"] = sum(size * a.dtype.itemsize for a, size in kept)
+    held["cache"] = _per_device(cache)
     # Attention against the cache walks the tiles that are in use: here all.
-    turn = Program("turn", 1, trace, done, -(-capacity // SLOTS))
+    turn = Program("turn", 1.0, trace, done, -(-capacity // SLOTS))
     return Case(mesh, (turn,), held, streams, streams * tokens)
 
 
@@ -250,6 +252,12 @@ def _devices(params: Mapping[str, Any]) -> int:
     mesh = params["mesh"]
     axes = params.get("manual_axes") or mesh.axis_names
     return math.prod(mesh.shape[axis] for axis in axes)
+
+
+def _per_device(arrays: Any) -> int:
+    """Bytes on each device, without what its layout may add."""
+    leaves = jax.tree.leaves(arrays)
+    return sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in leaves)
 
 
 def _placed(shapes: Any, shardings: Any) -> Any:

@@ -80,7 +80,7 @@ class Report:
     @property
     def load(self) -> Load:
         """Of a whole step on one device."""
-        return sum((p.load.times(p.times) for p in self.programs), Load(0, 0, 0, ()))
+        return sum((p.load.times(p.times) for p in self.programs), Load(0.0, 0.0, 0.0, ()))
 
     @property
     def collectives(self) -> dict[tuple[str, str], float]:
@@ -261,15 +261,16 @@ def report_of(found: Mapping[str, Any], versions: Mapping[str, str]) -> Report:
 
 def _program(p: Mapping[str, Any], where: Topology) -> Program:
     collectives = tuple(
-        Collective(kind, tuple(axes), group, size, times)
+        Collective(kind, tuple(axes), group, float(size), float(times))
         for kind, axes, group, size, times in p.get("collectives", ())
     )
     n = where.devices
-    load = Load(p["executed"] / n, p["useful"] / n, p.get("traffic", 0.0), collectives)
+    load = Load(p["executed"] / n, p["useful"] / n, float(p.get("traffic", 0.0)), collectives)
     return Program(
-        name=p["name"], times=p["times"], fits=p["fits"], needs=p["needs"], of=p["of"],
-        why=p["why"], bytes=p.get("bytes", {}), flops=p["executed"], useful=p["useful"], load=load,
-        seconds=p["seconds"], turns=p["turns"], unknown_loops=p.get("unknown_loops", 0),
+        name=p["name"], times=float(p["times"]), fits=p["fits"], needs=float(p["needs"]),
+        of=float(p["of"]), why=p["why"], bytes=p.get("bytes", {}), flops=float(p["executed"]),
+        useful=float(p["useful"]), load=load, seconds=p["seconds"], turns=p["turns"],
+        unknown_loops=p.get("unknown_loops", 0),
     )  # fmt: skip
 
 
@@ -317,7 +318,7 @@ def _scaling(report: Report) -> dict[int, tuple[float, float]]:
     return found
 
 
-def _gib(size: float) -> str:
+def _gib(size: int | float) -> str:
     return f"{size / GIB:.2f} GiB" if size >= GIB / 100 else f"{size / 2**20:.2f} MiB"
 
 
