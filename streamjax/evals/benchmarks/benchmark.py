@@ -23,7 +23,8 @@ class Question:
     prefix: how the answer begins, given to the model and no part of its answer. frames: so many,
     spread as `spread` says; None is one each 1/fps second. spread: (frames a second, frames of the
     video, start, end, how many) -> indices; None is evenly, each in the middle of its share. kept:
-    what of the model's text is the answer; None is all of it.
+    what of the model's text is the answer; None is all of it. pictures_fps: frames a second of a
+    folder of frames; None is what the run was told.
     """
 
     id: str
@@ -37,6 +38,7 @@ class Question:
     spread: Callable[[float, int, float, float | None, int], Sequence[int]] | None = None
     max_new_tokens: int = 32
     kept: Callable[[str], str] | None = None
+    pictures_fps: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -111,7 +111,10 @@ def score(records: Records, answers: Mapping[str, Any], rule: str) -> Scores:
         )
     return Scores(
         table=tabulate(graded, rule),
-        n={"overall": len(graded)} | {name: len(part) for name, part in _parts(graded).items()},
+        n=choices.counted(
+            {"overall_fraction_rounded5_lmms_eval": graded, "overall_percent": graded}
+            | _parts(graded)
+        ),
         graded=graded,
         unanswered=choices.unanswered(graded),
         unparsed=choices.unread(graded),

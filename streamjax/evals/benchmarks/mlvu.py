@@ -130,7 +130,7 @@ def score(records: Records, answers: Mapping[str, Any], rule: str) -> Scores:
     unread = sum(one.answered and one.parsed not in tuple(choices.LETTERS) for one in graded)
     return Scores(
         table=tabulate(graded, rule),
-        n=choices.counted(groups),
+        n=choices.counted(groups | {"M-Avg": graded}),
         graded=graded,
         unanswered=choices.unanswered(graded),
         unparsed=unread,

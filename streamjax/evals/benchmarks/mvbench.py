@@ -1,11 +1,11 @@
 """MVBench: twenty tasks about what happens in a clip, three to five options each.
 
 Annotations: the twenty lists of the hub (`json/<task>.json` or beside each other), any of them. A
-question's id is `<task>.json:<k>`, k counting its file's records. specs/benchmarks.md section 6.
+question's id is `<task>.json:<k>`, k counting its file's records. Its videos lie in a folder for
+each source, as the hub's archives unpack. specs/benchmarks.md section 6.
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -146,9 +146,11 @@ def score(records: Records, answers: Mapping[str, Any], rule: str) -> Scores:
     judge = _official if rule == "official" else _lone
     graded = tuple(judge(one, said.get(one.id)) for one in asked)
     groups = choices.by_group(graded)
+    table = tabulate(graded, rule)
+    average = next(reversed(table))
     return Scores(
-        table=tabulate(graded, rule),
-        n=choices.counted(groups),
+        table=table,
+        n=choices.counted(groups | {average: graded}),
         graded=graded,
         unanswered=choices.unanswered(graded),
         unparsed=choices.unread(graded),
@@ -207,9 +209,10 @@ def _official_question(one: Asked) -> Question:
         system=SYSTEM,
         prefix=PREFIX,
         frames=FRAMES,
-        spread=functools.partial(_spread, one.fps),
+        spread=_spread_pictures if one.fps else _spread,
         max_new_tokens=100,
         kept=first_line,
+        pictures_fps=one.fps or None,
     )
 
 
@@ -224,13 +227,15 @@ def _lmms_question(one: Asked) -> Question:
     )
 
 
-def _spread(
-    pictures_fps: float, fps: float, frames: int, start: float, end: float | None, segments: int
+def _spread(fps: float, frames: int, start: float, end: float | None, segments: int) -> list[int]:
+    return frame_indices(fps, frames - 1, start, end, segments)
+
+
+def _spread_pictures(
+    fps: float, frames: int, start: float, end: float | None, segments: int
 ) -> list[int]:
-    """`frame_indices` of a decoded video or a folder, counted from 0."""
-    if not pictures_fps:
-        return frame_indices(fps, frames - 1, start, end, segments)
-    return [at - 1 for at in frame_indices(pictures_fps, frames, start, end, segments, first=1)]
+    """`frame_indices` of a folder of pictures, counted from 0."""
+    return [at - 1 for at in frame_indices(fps, frames, start, end, segments, first=1)]
 
 
 def _official(one: Asked, answer: str | None) -> Graded:

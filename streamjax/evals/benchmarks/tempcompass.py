@@ -242,7 +242,7 @@ def score(records: Records, answers: Mapping[str, Any], rule: str) -> Scores:
     tasks = choices.by_group(dataclasses.replace(one, group=_parts(one)[0]) for one in graded)
     return Scores(
         table=tabulate(graded, rule),
-        n=choices.counted(tasks),
+        n=_counts(graded),
         graded=tuple(graded),
         unanswered=choices.unanswered(graded),
         unparsed=choices.unread(graded),
@@ -347,6 +347,17 @@ def _captions(
         if one.task == CAPTIONING and said.get(one.id, "") is None and one.id not in verdicts:
             scores.append(Graded(one.id, one.group, 0.0, one.video, "", answered=False))
     return scores
+
+
+def _counts(graded: Sequence[Graded]) -> dict[str, int]:
+    """How many answers stand behind a task, and behind its rows of the table, by their places."""
+    counts: dict[str, int] = {}
+    for one in graded:
+        task, aspect, fine = _parts(one)
+        rows = ["avg", f"per_aspect/{aspect}", f"per_fine_aspect/{fine}"]
+        for name in (task, *(f"{task}/{row}" for row in rows if task != CAPTIONING)):
+            counts[name] = counts.get(name, 0) + 1
+    return counts
 
 
 def _details(task: str, part: Sequence[Graded]) -> dict[str, Any]:

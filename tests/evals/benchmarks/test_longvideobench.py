@@ -42,7 +42,7 @@ def test_lmms_evals_numbers(rule, form, hub):
     assert found.details["parsed"] == wanted.pop("parsed")
     assert found.table == wanted == LONGVIDEOBENCH.tabulate(found.graded, rule)
     assert (found.unanswered, found.unparsed, found.problems) == (0, 0, ())
-    assert (found.n["overall"], found.n["60"], found.n["S2E"]) == (12, 4, 1)
+    assert (found.n["overall_percent"], found.n["60"], found.n["S2E"]) == (12, 4, 1)
 
 
 @pytest.mark.parametrize("form", ["list", "hub"])

@@ -29,7 +29,9 @@ def test_the_authors_numbers():
         both[name] |= part
     assert both == EXPECTED
     assert found.table == TEMPCOMPASS.tabulate(found.graded, "official")
-    assert found.n == {"multi-choice": 6, "yes_no": 12, "caption_matching": 6, "captioning": 6}
+    assert [found.n[task] for task in TASKS] == [6, 12, 6, 6]
+    assert found.n["yes_no/per_aspect/speed"] == found.n["yes_no/avg"] / 3 == 4
+    assert found.n["yes_no/per_fine_aspect/combined change"] == 2
     # One choice, two of yes and no, and an empty word of the judge.
     assert (found.unanswered, found.unparsed, found.problems) == (0, 4, ())
     scores = {one.id: one.score for one in found.graded}
