@@ -35,9 +35,8 @@ SLOTS = 32  # dialogues that are watched at once
 class Variant:
     """One way to train the assistant.
 
-    kind, alpha, whole: of `train.objectives.assist`. history_noise, contrast, dialogues: of
-    `data.assistant.DialogueSamples`; as many dialogues make a step, whatever their number about one
-    clip. without: kinds of instruction that are not learned from.
+    kind, alpha, whole: of `train.objectives.assist`. history_noise, contrast: of
+    `data.assistant.DialogueSamples`. without: kinds of instruction that are not learned from.
     """
 
     about: str
@@ -46,7 +45,6 @@ class Variant:
     whole: bool = False
     history_noise: float = 0.5
     contrast: bool = False
-    dialogues: int = 2
     without: tuple[str, ...] = ()
 
 
@@ -56,8 +54,8 @@ VARIANTS = {
     "focal": Variant(about="focal, as released"),
     "focal_paper": Variant(about="focal, as in the paper", alpha="paper", whole=True),
     "no_noise": Variant(about="focal, without noise in the history", history_noise=0.0),
+    "full_noise": Variant(about="focal, nothing but noise in the quiet history", history_noise=1.0),
     "contrast": Variant(about="focal, contrasting instructions", contrast=True),
-    "contrast4": Variant(about="focal, four contrasting instructions", contrast=True, dialogues=4),
     # Dialogues that ask for every event teach when something ends, whoever it was.
     "no_captions": Variant(
         about="focal, without captions of every event", without=("caption", "light_when")
@@ -138,16 +136,14 @@ def train(folder: Path, size: demo.Size, variant: Variant, run: Path, seed: int)
     )  # fmt: skip
     data = recipe.data
     samples = dataclasses.replace(
-        data.transform, history_noise=variant.history_noise, contrast=variant.contrast,
-        dialogues=variant.dialogues,
-    )  # fmt: skip
+        data.transform, history_noise=variant.history_noise, contrast=variant.contrast
+    )
     source = functools.partial(_asked, data.source, variant.without)
     objective = functools.partial(
         recipe.objective, kind=variant.kind, alpha=variant.alpha, whole=variant.whole
     )
     recipe = dataclasses.replace(
         recipe, seed=seed, objective=objective,
-        batch_size=recipe.batch_size * data.transform.dialogues // variant.dialogues,
         data=dataclasses.replace(data, source=source, transform=samples),
     )  # fmt: skip
     train(recipe, run, compilation_cache=folder / "cache")

@@ -48,7 +48,7 @@ def ablate(
     Args:
         folder: Where everything goes.
         seeds: How many, from 0 on.
-        variants: Of ce, scale, focal, focal_paper, no_noise, contrast, contrast4, no_captions;
+        variants: Of ce, scale, focal, focal_paper, no_noise, full_noise, contrast, no_captions;
             without it the first four, which are the losses.
         fast: A reduced world and a few steps, to see that it works; its numbers mean nothing.
     """
