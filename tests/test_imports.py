@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "bench": ("stream", "train", "models", "ops", "sharding", "data"),
     "fit": ("train", "stream", "losses", "ops", "sharding"),
     "demo": EVERYTHING,
+    "lmms_plugin": EVERYTHING,  # another program's way into ours
     "ablate": EVERYTHING,
     "cli": EVERYTHING,
     "verbs": EVERYTHING,
