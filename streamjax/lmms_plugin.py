@@ -43,7 +43,8 @@ def __getattr__(name: str) -> Any:
 @functools.cache
 def _model_class() -> type:
     base = importlib.import_module("lmms_eval.api.model").lmms
-    return type("Streamjax", (Requests, base), {"__doc__": Requests.__doc__, "is_simple": False})
+    own = {"__module__": __name__, "__doc__": Requests.__doc__, "is_simple": False}
+    return type("Streamjax", (Requests, base), own)
 
 
 class Requests:
