@@ -44,7 +44,7 @@ def test_a_turn_is_the_likeliest_state_unless_thresholds_say_other(model, clips,
     for one in alone:
         assert len(one.given.states) == len(one.wanted.states) == len(one.probabilities)
         assert tuple(np.argmax(one.probabilities, axis=1)) == one.given.states
-    mute = evals.free_run(model, clips, 2, slots=2, thresholds=Thresholds(respond=1.0))
+    mute = evals.free_run(model, clips, 2, slots=3, thresholds=Thresholds(respond=1.0))
     assert all(2 not in one.given.states for one in mute)
 
 
