@@ -24,6 +24,7 @@ VERBS = {
     "encode": "write a StreamFormer's features of a video, and where texts fit it",
     "eval": "score a model on a benchmark, or on held-out records",
     "eval score": "score answers to a benchmark that were made elsewhere",
+    "eval compare": "put two results side by side, with intervals",
     "fit": "compile a recipe for a pod: does it fit, how fast would it be",
     "export": "write a training run as a Hugging Face folder",
     "bench": "time a stream, or a training step, beside the floor of this machine",

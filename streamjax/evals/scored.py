@@ -1,5 +1,6 @@
 """A benchmark's result: the scores of answers as JSON, with what decided them, and as a table."""
 
+import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -59,11 +60,17 @@ def protocol_of(benchmark: Benchmark, name: str | None) -> str:
 
 
 def answers_at(path: Path) -> Path:
-    """Where a benchmark finds its answers: `path`, or of one of our runs' folders its answers."""
+    """Where a benchmark finds its answers: `path`, or in a folder of one of our runs, or of a case,
+    the file that holds them.
+
+    Raises InputError where there is nothing.
+    """
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; wanted the answers to score")
-    ours = path / "answers.jsonl"
-    return ours if path.is_dir() and ours.is_file() else path
+    for name in ("answers.jsonl", "predictions.json"):
+        if path.is_dir() and (path / name).is_file():
+            return path / name
+    return path
 
 
 def files_of(path: Path) -> list[Path]:
@@ -85,6 +92,7 @@ def document(
         "problems": scores.problems,
         "details": scores.details,
         "per_item": {graded.id: graded.score for graded in scores.graded},
+        "graded": [dataclasses.asdict(graded) for graded in scores.graded],
         "manifest": manifest,
     })  # fmt: skip
 
@@ -129,14 +137,14 @@ def shortened(problems: Sequence[str], told: int) -> list[str]:
     return lines + ([f"problem: and {len(problems) - told} more"] if len(problems) > told else [])
 
 
-def _rows(values: Mapping[str, Any], n: Mapping[str, Any], depth: int = 0):
+def _rows(values: Mapping[str, Any], n: Mapping[str, Any], depth: int = 0, place: str = ""):
     for name, value in values.items():
         label = "  " * depth + str(name)
         if isinstance(value, Mapping):
             yield label, "", ""
-            yield from _rows(value, n, depth + 1)
+            yield from _rows(value, n, depth + 1, f"{place}{name}/")
             continue
-        count = n.get(name, "")
+        count = n.get(f"{place}{name}", n.get(name, ""))
         number = isinstance(value, float | int) and not isinstance(value, bool)
         score = f"{value:.2f}" if number else "-" if value is None else str(value)
         yield label, score, count if count == "" else f"{count:,}"

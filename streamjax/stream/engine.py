@@ -98,6 +98,10 @@ class Engine:
         )
         return np.asarray(shares), features
 
+    def read(self, row: int, tokens: Sequence[int]) -> None:
+        """Text into a row's cache, behind what it has; the last turn's book has counted it."""
+        self._read_back(row, [(list(tokens), [])])
+
     def speak(self, first: Mapping[int, int], knobs: Knobs | None = None) -> dict[int, list[int]]:
         """The words of the rows that respond, after the token `first` of each."""
         start = np.zeros(self.rows, np.int32)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from streamjax.data import chat
-from streamjax.data.dialogue import DEFAULT_SYSTEM_PROMPT, RESPONSE, STATES
+from streamjax.data.dialogue import DEFAULT_SYSTEM_PROMPT, RESPONSE, SILENCE, STATES
 from streamjax.data.tokenizer import load_tokenizer
 from streamjax.errors import InputError
 from streamjax.models.internvl import InternVL
@@ -109,7 +109,7 @@ class StreamBatch:
             )
         self.policy = Policy(policy, every=every, **({} if window is None else {"window": window}))
         self.slots, self.tokenizer, self.max_new_tokens = slots, tokenizer, max_new_tokens
-        self.format = _format_of(model)
+        self.format = format_of(model)
         stops: tuple[int, ...] = () if end_id is None else (end_id,)
         if tokenizer is not None:
             state_ids = chat.state_ids(tokenizer)
@@ -133,8 +133,12 @@ class StreamBatch:
         fps: float | int = 1.0,
         sampling: Sampling | None = None,
         thresholds: Thresholds | None = None,
+        speaks_from: float | int = 0,
     ) -> "Session":
-        """A new stream in a free slot; see `sj.Stream`. Raises ValueError when all are taken."""
+        """A new stream in a free slot; see `sj.Stream`. Raises ValueError when all are taken.
+
+        speaks_from: the second before which it is silent, whatever the model makes of it.
+        """
         free = [row for row in range(self.slots) if row not in self._sessions]
         if not free:
             raise ValueError(f"all {self.slots} slots are taken: a stream has to leave first")
@@ -148,7 +152,9 @@ class StreamBatch:
             self.policy, tokenizer=self.tokenizer, format=self.format, system=system,
             close=self.stop_ids[0], fps=fps,
         )  # fmt: skip
-        session = Session(self, free[0], book, sampling or Sampling(), Decider(thresholds))
+        session = Session(
+            self, free[0], book, sampling or Sampling(), Decider(thresholds), speaks_from
+        )
         if self._engine is not None:
             book.sink_slots = slots = self._engine.cache.sink_slots
             if book.sink_wanted() and len(book.pending) >= slots:
@@ -200,7 +206,7 @@ class StreamBatch:
         for row, session in by_row.items():
             session._book = books[row]
         decided = time.perf_counter()
-        states = {row: s._decide(shares[row].tolist()) for row, s in by_row.items()}
+        states = {row: s._state(shares[row].tolist()) for row, s in by_row.items()}
         answers = {row: [self.state_ids[state]] for row, state in states.items()}
         held = dict.fromkeys(by_row, 0)  # tokens of each answer that are in the cache
         speaking = [row for row, state in states.items() if STATES[state] == RESPONSE]
@@ -270,10 +276,16 @@ class Session:
     """An assistant that watches: `ask(text)`, and `push(frame)` -> Turn. Made by `sj.Stream`."""
 
     def __init__(
-        self, batch: StreamBatch, row: int, book: Book, sampling: Sampling, decide: Decider
+        self,
+        batch: StreamBatch,
+        row: int,
+        book: Book,
+        sampling: Sampling,
+        decide: Decider,
+        speaks_from: float | int = 0,
     ):
         self._batch, self._row, self._book = batch, row, book
-        self.sampling, self._decide = sampling, decide
+        self.sampling, self._decide, self._speaks_from = sampling, decide, speaks_from
         self._closed = False
         self._asked: list[Asked] = []  # since the last turn, for the next one to tell
         self._withdrawn: list[int] = []
@@ -306,6 +318,7 @@ class Session:
             "capacity": batch._capacity if engine is None else engine.capacity,
             "sampling": dataclasses.asdict(self.sampling),
             "thresholds": None if rule is None else dataclasses.asdict(rule),
+            "speaks_from": self._speaks_from,
             "tokenizer": self.tokenizer is not None,
             "state_ids": list(batch.state_ids),
             "stop_ids": list(batch.stop_ids),
@@ -380,6 +393,11 @@ class Session:
         if self._closed:
             raise ValueError("the stream is closed: make a new one")
 
+    def _state(self, shares: list[float]) -> int:
+        """What is decided in the turn that has just been booked."""
+        silent = (self._book.index - 1) / self.fps < self._speaks_from
+        return STATES.index(SILENCE) if silent else self._decide(shares)
+
     def _turn(
         self, state: int, shares: Any, answer: list[int], latency: dict, chunk: Any, keep: int
     ) -> Turn:
@@ -400,7 +418,7 @@ def _ints(tokens: Any) -> tuple[int, ...] | None:
     return None if tokens is None else tuple(np.asarray(tokens).reshape(-1).tolist())
 
 
-def _format_of(model: VideoLM) -> chat.ChatFormat:
+def format_of(model: VideoLM) -> chat.ChatFormat:
     """How the family writes a frame among words; the placeholder by its id, for token chunks."""
     if isinstance(model, LlavaStreamFormer):
         return dataclasses.replace(chat.LLAVA, placeholder=PLACEHOLDER)

@@ -68,6 +68,7 @@ def reopen(
             system=settings["system"], fps=settings["fps"],
             sampling=Sampling(**settings["sampling"]),
             thresholds=None if rule is None else Thresholds(**rule),
+            speaks_from=settings.get("speaks_from", 0),  # traces of before have none
         )  # fmt: skip
     except (TypeError, ValueError, IndexError) as error:
         raise InputError(f"{source}: settings that make no stream: {error}") from None

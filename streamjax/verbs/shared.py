@@ -29,11 +29,23 @@ def frames_in(seconds: float | None, fps: float) -> int | None:
 
 @contextlib.contextmanager
 def counting(what: str, total: int | None = None):
-    """Yields a function of (done, total) that moves a bar on stderr, where that is a terminal."""
+    """Yields a function of (done, total) that moves a bar on stderr, where that is a terminal, with
+    the time that is left."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn(what), BarColumn(bar_width=24), MofNCompleteColumn())
+    columns = (
+        TextColumn(what),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=total)
