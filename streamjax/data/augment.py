@@ -81,6 +81,17 @@ def centre_window(frames: Frames, size: int) -> Window:
     return Window(rows, columns, top, left, (size, size))
 
 
+def side_window(frames: Frames, size: int, place: int, places: int = 3) -> Window:
+    """Tests of action recognition: the short side at `size`, a square along the long one.
+
+    place: 0 is at its beginning, places - 1 at its end.
+    """
+    height, width = frames.shape[1:3]
+    rows, columns = short_side(height, width, size)
+    top, left = (int(place * ((room - size) / (places - 1))) for room in (rows, columns))
+    return Window(rows, columns, top, left, (size, size))
+
+
 def random_window(frames: Frames, size: int, rng: Rng) -> Window:
     """Retrieval, grounding, localization: the short side at `size`, any square of it."""
     height, width = frames.shape[1:3]

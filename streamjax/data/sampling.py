@@ -45,6 +45,13 @@ def stretch_indices(total: int, count: int, rng: Rng | None = None) -> Int64[np.
     return _drawn_from_stretches(total, count, rng)
 
 
+def stretch_view_indices(total: int, count: int, view: int) -> Int64[np.ndarray, " t"]:
+    """SSv2's test: clip 0 or 1, every other one of the beginnings and middles of `count` parts."""
+    part = total / count
+    both = [part * np.arange(count), part / 2 + part * np.arange(count)]
+    return np.sort(np.concatenate(both).astype(np.int64))[view::2]
+
+
 def interval_indices(total: int, count: int, rng: Rng | None = None) -> Int64[np.ndarray, " t"]:
     """Retrieval: one frame from each of `count` intervals, whose last one is never drawn.
 
