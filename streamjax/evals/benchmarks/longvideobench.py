@@ -271,16 +271,17 @@ def _subtitles(path: Path) -> tuple[Subtitle, ...] | None:
     """A file of either form; None where it is missing or has another."""
     try:
         return tuple(map(_subtitle, read_json(path)))
-    except (InputError, KeyError, TypeError, ValueError):
+    except (InputError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError):
         return None
 
 
 def _subtitle(row: Mapping[str, Any]) -> Subtitle:
     if "timestamp" not in row:
-        return Subtitle(_seconds(row["start"]), _seconds(row["end"]), row["line"])
+        return Subtitle(_seconds(row["start"]), _seconds(row["end"]), choices.text_of(row, "line"))
     start, end = row["timestamp"]
     # Upstream takes only an end with a fraction for one.
-    return Subtitle(float(start), end if isinstance(end, float) else None, row["text"])
+    known = end if isinstance(end, float) else None
+    return Subtitle(float(start), known, choices.text_of(row, "text"))
 
 
 def _seconds(clock: str) -> float:

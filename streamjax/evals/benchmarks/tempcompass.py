@@ -138,7 +138,7 @@ def read(folder: Path) -> Records:
     first = {
         (video, aspect): (row["question"], row["answer"])
         for video, aspect, k, row in _leaves(trees.get("multi-choice", {}))
-        if k == 0 and isinstance(row, dict) and {"question", "answer"} <= set(row)
+        if k == 0 and _are_texts(row, "question", "answer")
     }
     rows = (
         (f"{task}:{video}:{aspect}:{k}", (_fine(kinds, video, aspect), first, row))
@@ -150,8 +150,8 @@ def read(folder: Path) -> Records:
         problems += ("no meta_info.json, wanted the kinds of the aspects; each aspect is one kind",)
     judged = folder / JUDGED
     read_files = [*files.values(), *(path for path in (meta, judged) if path.is_file())]
-    verdicts = _verdicts(judged) if judged.is_file() else {}
-    return Records(records, read_files, problems, verdicts)
+    verdicts, unusable = _verdicts(judged) if judged.is_file() else ({}, [])
+    return Records(records, read_files, (*problems, *unusable), verdicts)
 
 
 def answers(path: Path) -> Mapping[str, Any]:
@@ -438,17 +438,24 @@ def _asked(where: str, found: Any) -> Asked:
     return Asked(where, task, video, aspect, fine, question, answer, judged_by)
 
 
-def _verdicts(path: Path) -> dict[str, Any]:
-    """What a judge said, by the ids of the captions."""
-    verdicts = {}
+def _are_texts(row: Any, *keys: str) -> bool:
+    return isinstance(row, dict) and all(isinstance(row.get(key), str) for key in keys)
+
+
+def _verdicts(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """What a judge said, by the ids of the captions, and a line for what cannot be used of it."""
+    verdicts, problems = {}, []
     for key, verdict in _tree(path).items():
         parts = key.split(":")
-        whole = isinstance(verdict, dict) and {"judge_output", "mc_answer"} <= set(verdict)
-        if len(parts) not in (2, 3) or not whole:
-            wanted = 'wanted <video>:<aspect>: {"judge_output": ..., "mc_answer": ...}'
-            raise InputError(f"{path}, {key!r}: {wanted}")
+        whole = _are_texts(verdict, "mc_answer") and "judge_output" in verdict
+        if len(parts) not in (2, 3) or not (
+            whole and isinstance(verdict["judge_output"], str | None)
+        ):
+            wanted = 'wanted <video>:<aspect>: {"judge_output": text, "mc_answer": text}'
+            problems.append(f"{path.name}, {key!r}: {wanted}; left out")
+            continue
         verdicts[":".join([CAPTIONING, *parts, "0"][:4])] = verdict
-    return verdicts
+    return verdicts, problems
 
 
 TEMPCOMPASS = Benchmark(

@@ -206,5 +206,9 @@ def test_files_that_are_not_this_benchmarks(folder):
     with pytest.raises(InputError, match="none of 1 answers is to a question of this TempCompass"):
         TEMPCOMPASS.score(RECORDS, {"yes_no:9:speed:0": "no"}, "official")
     folder("yes_no", {"v": {"order": [{"question": "Is it?", "answer": "no"}]}})
-    with pytest.raises(InputError, match="'v:order': wanted <video>:<aspect>: {\"judge_output\""):
-        TEMPCOMPASS.read(folder("captioning_judge_outputs", {"v:order": "B"}))
+    said = {"judge_output": "B. x", "mc_answer": "B. x"}
+    records = TEMPCOMPASS.read(
+        folder("captioning_judge_outputs", {"v:order": "B", "v:speed:1": said})
+    )
+    assert records.verdicts == {"captioning:v:speed:1": said}
+    assert "'v:order': wanted <video>:<aspect>: {\"judge_output\"" in records.problems[-1]
