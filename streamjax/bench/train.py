@@ -27,6 +27,7 @@ from streamjax.models.pretraining import Pretraining, frozen
 from streamjax.models.siglip_text import SiglipText, SiglipTextConfig
 from streamjax.models.streamformer import LORA_RANK, StreamFormer, StreamFormerConfig
 from streamjax.sharding import make_mesh
+from streamjax.train.chips import chip_of
 from streamjax.train.config import OptimConfig, TrainConfig, streamformer_undecayed
 from streamjax.train.state import TrainState, set_up
 from streamjax.train.step import make_step, put
@@ -39,11 +40,6 @@ CLASSES = 400
 REMAT: Remat = "dots_with_no_batch_dims_saveable"
 # Of parameters drawn at random, by what is in their names; the others have a mean of 0.
 MEANS = {"logit_scale": 2.3, "logit_bias": -2.0, "scale": 1.0, "gate": 0.5}
-# Dense bfloat16 products per second that makers state for their cards, in 1e12 operations.
-PEAKS = {
-    "A100": 312, "A10": 125, "L4": 121, "L40S": 362, "H100": 989, "H200": 989,
-    "TPU v4": 275, "TPU v5 lite": 197, "TPU v5": 459, "TPU v6 lite": 918,
-}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,11 +254,8 @@ class _Run:
 
 def stated_peak(dtype: Any) -> float | None:
     """Operations per second that the maker states, bfloat16 without sparsity; None if unknown."""
-    kind = jax.devices()[0].device_kind
-    names = [name for name in PEAKS if name in kind]
-    if jnp.dtype(dtype) != jnp.bfloat16 or not names:
-        return None
-    return 1e12 * PEAKS[max(names, key=len)]
+    chip = chip_of(jax.devices()[0].device_kind)
+    return chip.flops if chip is not None and jnp.dtype(dtype) == jnp.bfloat16 else None
 
 
 @functools.partial(jax.jit, static_argnums=3, donate_argnums=2, keep_unused=True)

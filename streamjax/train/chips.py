@@ -34,6 +34,7 @@ _CLOUD = (
     "memory: what libtpu 0.0.42 gives programs"
 )
 _NVIDIA = "data sheet of the card; network: one 400 Gb/s port per card (A100: 200)"
+_NVIDIA_PCIE = "data sheet of the card; link: PCIe 4.0 x16; network: 200 Gb/s per card"
 
 CHIPS: dict[str, Chip] = {
     "v4": Chip(
@@ -59,6 +60,18 @@ CHIPS: dict[str, Chip] = {
     "a100": Chip(
         kind="A100", flops=312e12, memory=80 * GIB, bandwidth=2039e9, link=300e9, node=8,
         network=25e9, source=_NVIDIA,
+    ),
+    "a10": Chip(
+        kind="A10", flops=125e12, memory=24e9, bandwidth=600e9, link=32e9, node=8, network=25e9,
+        source=_NVIDIA_PCIE,
+    ),
+    "l4": Chip(
+        kind="L4", flops=121e12, memory=24e9, bandwidth=300e9, link=32e9, node=8, network=25e9,
+        source=_NVIDIA_PCIE,
+    ),
+    "l40s": Chip(
+        kind="L40S", flops=362e12, memory=48e9, bandwidth=864e9, link=32e9, node=8, network=25e9,
+        source=_NVIDIA_PCIE,
     ),
     "h100": Chip(
         kind="H100", flops=989e12, memory=80 * GIB, bandwidth=3350e9, link=450e9, node=8,
@@ -87,4 +100,4 @@ def chip_named(name: str) -> Chip:
 def chip_of(kind: str) -> Chip | None:
     """The chip that a device is, by its `device_kind`; None for one that is not in the table."""
     found = [c for c in CHIPS.values() if c.kind == kind or (c.node and c.kind in kind)]
-    return found[0] if found else None
+    return max(found, key=lambda c: len(c.kind), default=None)  # "L4" is in "L40S" too
