@@ -8,15 +8,19 @@ while it works, and {"done": ...} or {"wrong": ...} at the end.
 import dataclasses
 import json
 import math
+import os
 import re
 import resource
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
 
 # Programs compiled in a hurry are searched with: a tenth of the time, and nearly the same memory.
 HURRY = {"exec_time_optimization_effort": -1.0}
+# In the place of GPUs: what the CPU's compiler would do to loops and registers changes no sizes.
+UNRUN = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def main(text: str) -> None:
@@ -24,10 +28,17 @@ def main(text: str) -> None:
     from streamjax.errors import InputError
 
     request = json.loads(text)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         say({"done": answer(request)})
     except (InputError, FileNotFoundError) as error:
         say({"wrong": str(error)})
+
+
+def _end_with_parent() -> None:
+    """stdin is a pipe from the process that asked: it closes when that is gone, killed even."""
+    os.read(0, 1)  # not through sys.stdin, whose lock the end of the interpreter wants
+    os._exit(1)
 
 
 def answer(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,7 +61,8 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
             f"mesh.data=-1"
         )
     work = Work(request, config, mesh, where)
-    usual = HURRY if where.tpu and request["quick"] else {}
+    hurried = where.tpu and request["quick"]
+    usual = UNRUN if not where.tpu else HURRY if hurried else {}
     case = work.case()
     programs = work.compiled(case, usual)
     result = {
@@ -62,7 +74,7 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
         "length": work.length,
         "tokens": case.tokens,
         "accumulate": config.accumulate if not request["stream"] else 1,
-        "quick": bool(usual),
+        "quick": hurried,
         "held": dict(case.held),
         "programs": programs,
         "bandwidth": bandwidths(programs, mesh, where),
@@ -188,7 +200,7 @@ class Work:
         limit = self.where.chip.memory
         unit = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         left, factor = self.request["search"], 1.0
-        hurry = HURRY if self.where.tpu else {}
+        hurry = HURRY if self.where.tpu else UNRUN
         top = self._most()
         fits: dict[int, float] = {}  # rows -> bytes
         fails: set[int] = set()
@@ -196,7 +208,7 @@ class Work:
             fits[case.rows] = max(p["needs"] for p in programs)
         else:
             fails.add(case.rows)
-        if hurry and not self.request["quick"] and fits:
+        if self.where.tpu and not self.request["quick"] and fits:
             left -= 1
             again = self.compiled(case, hurry, f", {case.rows} rows in a hurry")
             if again[-1]["fits"]:
@@ -206,7 +218,9 @@ class Work:
             if rows is None:
                 break
             left -= 1
-            found = self.compiled(self.case(rows), hurry, f", {rows} rows in a hurry")
+            found = self.compiled(
+                self.case(rows), hurry, f", {rows} rows" + " in a hurry" * self.where.tpu
+            )
             needs = max(p["needs"] for p in found) * factor
             if found[-1]["fits"] and needs <= limit:
                 fits[rows] = needs

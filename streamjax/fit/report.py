@@ -121,6 +121,8 @@ class Report:
             "caveats": list(self.caveats),
             "programs": [
                 {f.name: getattr(p, f.name) for f in dataclasses.fields(p) if f.name != "load"}
+                | {"needs": None if math.isnan(p.needs) else p.needs}
+                | {"of": None if math.isnan(p.of) else p.of}
                 | {"traffic": p.load.traffic, "collectives": len(p.load.collectives)}
                 for p in self.programs
             ],

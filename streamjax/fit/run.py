@@ -63,9 +63,10 @@ def _asked(
     command = [sys.executable, "-m", "streamjax.fit.child", json.dumps(request)]
     with tempfile.TemporaryFile("w+") as said:
         child = subprocess.Popen(
-            command, env=around, stdout=subprocess.PIPE, stderr=said, text=True
-        )
-        assert child.stdout is not None
+            command, env=around, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said,
+            text=True,
+        )  # fmt: skip
+        assert child.stdin is not None and child.stdout is not None
         try:
             for line in child.stdout:
                 message = _message(line)
@@ -79,9 +80,10 @@ def _asked(
             said.seek(0)
             raise CompileError(_last_words(said.read(), child.returncode))
         finally:
-            child.stdout.close()
             child.terminate()
             child.wait()
+            child.stdin.close()
+            child.stdout.close()
 
 
 def _message(line: str) -> dict[str, Any]:
