@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "1 4", "12 4")
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#777777")
+_DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "1 4", "12 4", "5 5")
 _WIDTH, _LEFT, _PANEL, _GAP = 940.0, 250.0, 270.0, 90.0
 _ROW, _TOP = 40.0, 48.0
+_LEAST = 0.4  # where the axes of precision and recall begin; what lies below is cut off
 
 Found = Mapping[str, Sequence[Mapping[str, Any]]]
 
@@ -50,11 +51,12 @@ def page(picture: str, tables: str) -> str:
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
 <title>Ablation</title>
 <style>
-body {{ font: 15px/1.5 sans-serif; max-width: 980px; margin: 2em auto; color: #111;
+body {{ font: 14px/1.5 sans-serif; max-width: 1080px; margin: 2em auto; color: #111;
   background: #fff; }}
 svg {{ max-width: 100%; height: auto; }}
 table {{ border-collapse: collapse; margin: 1.5em 0; }}
-td, th {{ border-bottom: 1px solid #ccc; padding: 4px 10px; text-align: left; }}
+td, th {{ border-bottom: 1px solid #ccc; padding: 4px 8px; text-align: left; }}
+td + td {{ white-space: nowrap; }}
 </style>
 </head>
 <body>
@@ -93,21 +95,26 @@ def _curves(found: Found, high: float) -> list[str]:
     left = _LEFT + _PANEL + _GAP
 
     def x(recall: float) -> float:
-        return left + recall * (_WIDTH - left - 20)
+        return left + (recall - _LEAST) / (1 - _LEAST) * (_WIDTH - left - 20)
 
     def y(precision: float) -> float:
-        return _TOP + (1 - precision) * high
+        return _TOP + (1 - precision) / (1 - _LEAST) * high
 
     parts = [_text(left, _TOP - 24, "Answers: precision against recall", bold=True)]
-    for tick in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0):
-        parts.append(_line(x(tick), y(0.0), x(tick), y(1.0), "#dddddd"))
-        parts.append(_line(x(0.0), y(tick), x(1.0), y(tick), "#dddddd"))
+    for tick in (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
+        parts.append(_line(x(tick), y(_LEAST), x(tick), y(1.0), "#dddddd"))
+        parts.append(_line(x(_LEAST), y(tick), x(1.0), y(tick), "#dddddd"))
         parts.append(_text(x(tick), _TOP + high + 18, f"{tick:.1f}", anchor="middle"))
         parts.append(_text(left - 8, y(tick) + 4, f"{tick:.1f}", anchor="end"))
-    parts.append(_text(x(0.5), _TOP + high + 40, "recall", anchor="middle"))
+    middle = (1 + _LEAST) / 2
+    parts.append(_text(x(middle), _TOP + high + 40, "recall", anchor="middle"))
     parts.append(
-        f'<text transform="translate({left - 44} {y(0.5):.1f}) rotate(-90)" '
+        f'<text transform="translate({left - 44} {y(middle):.1f}) rotate(-90)" '
         f'text-anchor="middle">precision</text>'
+    )
+    parts.append(
+        f'<clipPath id="shown"><rect x="{x(_LEAST):.1f}" y="{y(1.0) - 2:.1f}" '
+        f'width="{x(1.0) - x(_LEAST) + 2:.1f}" height="{y(_LEAST) - y(1.0) + 2:.1f}"/></clipPath>'
     )
     for i, runs in enumerate(found.values()):
         colour = _COLOURS[i % len(_COLOURS)]
@@ -117,7 +124,7 @@ def _curves(found: Found, high: float) -> list[str]:
         points = " ".join(f"{x(r):.1f},{y(p):.1f}" for r, p in curve)
         parts.append(
             f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2" '
-            f'stroke-dasharray="{_DASHES[i % len(_DASHES)]}"/>'
+            f'stroke-dasharray="{_DASHES[i % len(_DASHES)]}" clip-path="url(#shown)"/>'
         )
         own = [float(np.mean([run["test"][key] for run in runs])) for key in
                ("recall", "precision")]  # fmt: skip
@@ -128,10 +135,10 @@ def _curves(found: Found, high: float) -> list[str]:
 def _mark(kind: int, x: float, y: float, colour: str, filled: bool = True) -> str:
     """A mark of its own shape for each variant: disc, square, triangle, rhombus, and so on."""
     style = f'fill="{colour if filled else "none"}" stroke="{colour}" stroke-width="1.8"'
-    corners = (0, 4, 3, 4, 5, 3, 6)[kind % 7]
+    corners = (0, 4, 3, 4, 5, 3, 6, 3)[kind % 8]
     if not corners:
         return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" {style}/>'
-    turned = (0, np.pi / 4, 0, 0, 0, np.pi, 0)[kind % 7]
+    turned = (0, np.pi / 4, 0, 0, 0, np.pi, 0, np.pi / 2)[kind % 8]
     angles = turned - np.pi / 2 + 2 * np.pi * np.arange(corners) / corners
     points = " ".join(f"{x + 6.2 * np.cos(a):.1f},{y + 6.2 * np.sin(a):.1f}" for a in angles)
     return f'<polygon points="{points}" {style}/>'
