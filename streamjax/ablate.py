@@ -184,7 +184,7 @@ def scored(home: Path) -> dict[str, Any]:
     from streamjax.evals import assistant as evals
     from streamjax.evals import operating
 
-    test = evals.kept(home / "test.json")
+    test, calibrated = evals.kept(home / "test.json"), evals.kept(home / LAST)
     thresholds = operating.fitted(evals.kept(home / "val.json"))
     rows = (home / "run" / "metrics.jsonl").read_text().splitlines()
     scores = {
@@ -194,10 +194,11 @@ def scored(home: Path) -> dict[str, Any]:
         "curve": operating.curve(test),
         "thresholds": dataclasses.asdict(thresholds),
         "redecided": evals.total(operating.redecided(test, thresholds)).row(),
-        "calibrated": evals.total(evals.kept(home / LAST)).row(),
+        "calibrated": evals.total(calibrated).row(),
     }
-    if selective := [w for w in test if w.kind in SELECTIVE]:
-        scores["selective"] = evals.total(selective).row()
+    for name, seen in (("selective", test), ("selective_calibrated", calibrated)):
+        if found := [w for w in seen if w.kind in SELECTIVE]:
+            scores[name] = evals.total(found).row()
     if (home / "novel.json").exists():
         scores["novel"] = evals.total(evals.kept(home / "novel.json")).row()
     return scores
@@ -255,8 +256,9 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
     lines += [
         "",
         "| operating points | best answer F1 along the curve | at precision, recall | thresholds "
-        "from validation: macro-F1 | precision | recall | gain in macro-F1 |",
-        "|---|---|---|---|---|---|---|",
+        "from validation: macro-F1 | precision | recall | selective, macro-F1 | "
+        "gain in macro-F1 |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, runs in found.items():
         best = [max(run["curve"], key=lambda p: answer_f1(p["precision"], p["recall"]))
@@ -267,6 +269,8 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
                       for k in ("precision", "recall")),
             *(_spread([run["calibrated"][key] for run in runs])
               for key in ("macro_f1", "precision", "recall")),
+            _spread([run["selective_calibrated"]["macro_f1"] for run in runs
+                     if "selective_calibrated" in run]),
             _spread([r["calibrated"]["macro_f1"] - r["test"]["macro_f1"] for r in runs], sign="+"),
         ]  # fmt: skip
         lines.append(f"| {VARIANTS[name].about} | {' | '.join(cells)} |")
