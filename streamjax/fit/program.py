@@ -220,7 +220,7 @@ def executed(jaxpr: Any, turns: int = 1) -> float:
             total += _devices(params) * executed(_open(params["jaxpr"]), turns)
         elif name == "pallas_call":
             blocks = math.prod(params["grid_mapping"].grid)
-            causal = 0.5 if "splash" in str(params.get("name_and_src_info", "")) else 1.0
+            causal = 0.5 if "splash" in str(params.get("name")) else 1.0
             total += causal * blocks * executed(_open(params["jaxpr"]), turns)
         else:
             total += sum(executed(inner, turns) for inner in jaxprs_in_params(params))
