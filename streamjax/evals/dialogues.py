@@ -29,7 +29,7 @@ from streamjax.stream.trace import header_of, write_trace
 class Planned:
     """A dialogue to be held: `turns` of a video at `fps`, and the record that says how it goes.
 
-    id: the record's own, or its video's name and its number there. size: (width, height).
+    id: the record's own, or its video's path and its number there. size: (width, height).
     """
 
     id: str
@@ -90,6 +90,13 @@ def read_set(
     bad: list[BadRow] = []
     clips = read_clips(file, root=root, bad=bad)
     problems = [row.reason for row in bad]
+    names = {
+        record.where: str(
+            record.content.get("id") or f"{clip.video_path.relative_to(root).as_posix()}#{number}"
+        )
+        for clip in clips
+        for number, record in enumerate(clip.records)
+    }
     clips = _unique(clips, problems)
     if kinds:
         known = dict.fromkeys(kind_of(r) for clip in clips for r in clip.records)
@@ -111,9 +118,7 @@ def read_set(
         found = seen[path]
         if isinstance(found, str):
             continue
-        name = path.relative_to(root).with_suffix("").as_posix()
-        told = str(record.content.get("id") or f"{name}#{number}")
-        one = Planned(told, kind_of(record), record, *found)
+        one = Planned(names[record.where], kind_of(record), record, *found)
         try:
             one.messages("")
         except InputError as error:

@@ -31,6 +31,7 @@ STATE_NAMES = ("Silence", "Standby", "Response")
 RESPONSE = 2
 REACH = 10  # seconds between an answer and the one that was wanted, at most
 TOLERANCES = (0.0, 1.0, 3.0)  # seconds, of tables
+_ARRAYS = {"confusion": float, "delays": int, "right_by_delay": int}
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -221,6 +222,22 @@ class Timing:
             "grounding": self.periods.row(),
             "confusion": self.confusion.astype(int).tolist(),
         }
+
+    def sums(self) -> dict[str, Any]:
+        """All of it as plain JSON, for `of`."""
+        told = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        arrays = {name: told[name].tolist() for name in _ARRAYS}
+        return {**told, **arrays, "periods": dataclasses.asdict(self.periods)}
+
+    @classmethod
+    def of(cls, sums: Mapping[str, Any]) -> "Timing":
+        """What `sums` has told."""
+        read: dict[str, Any] = dict(sums)
+        read |= {name: np.asarray(sums[name], dtype) for name, dtype in _ARRAYS.items()}
+        periods: dict[str, Any] = dict(sums["periods"])
+        periods["above"] = tuple(periods["above"])
+        read["periods"] = Periods(**periods)
+        return cls(**read)
 
     @property
     def _bins(self) -> Int[np.ndarray, " bins"]:

@@ -1,5 +1,6 @@
 """Timing metrics on dialogues small enough to score by hand."""
 
+import json
 import random
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from streamjax.evals.timing import (
     NOTHING,
     Dialogue,
+    Timing,
     from_messages,
     match,
     same_words,
@@ -133,6 +135,8 @@ def test_sums_add_up():
         a, b = one.at(seconds), both.at(seconds)
         assert (a.said, a.wanted, a.matched, a.right) == (b.said, b.wanted, b.matched, b.right)
     assert (both + NOTHING).whole() == (NOTHING + both).whole() == both.whole()
+    again = Timing.of(json.loads(json.dumps(both.sums())))
+    assert again.whole() == both.whole() and (again + both).dialogues == 6
 
 
 def test_sums_of_other_rules_do_not_add():
