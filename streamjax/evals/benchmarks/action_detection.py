@@ -215,25 +215,27 @@ def _per_stage(
 ) -> dict[str, float | None]:
     """Means over the classes; a class without positives has AP 0 and no cAP, which makes the mean
     None, as in the original."""
-    found: dict[str, float | None] = {}
-    for stage in range(STAGES):
-        values = []
-        for i in classes:
-            positive = target[:, i]
+    values = np.zeros((STAGES, len(classes)))
+    for k, i in enumerate(classes):
+        positive = target[:, i]
+        if metric is average_precision and not positive.any():
+            continue
+        order = np.argsort(-scores[:, i], kind="stable")  # once: the metric sorts sorted ones
+        score, right, spans = scores[order, i], positive[order], list(_runs(positive))
+        for stage in range(STAGES):
             counts = ~positive
-            for start, end in _runs(positive):
+            for start, end in spans:
                 first = start + int((end - start) * stage / STAGES)
                 stop = max(first + 1, start + int((end - start) * (stage + 1) / STAGES))
                 counts[first:stop] = True
-            if metric is average_precision and not positive.any():
-                values.append(0.0)
-            else:
-                values.append(metric(scores[counts, i], positive[counts]))
-        mean = _mean(values)
-        found[f"{100 * stage // STAGES:2d}%_{100 * (stage + 1) // STAGES:3d}%"] = (
-            mean if np.isfinite(mean) else None
+            counts = counts[order]
+            values[stage, k] = metric(score[counts], right[counts])
+    return {
+        f"{100 * stage // STAGES:2d}%_{100 * (stage + 1) // STAGES:3d}%": (
+            float(mean) if np.isfinite(mean) else None
         )
-    return found
+        for stage, mean in enumerate(values.mean(1))
+    }
 
 
 def _runs(positive: np.ndarray) -> Iterator[tuple[int, int]]:

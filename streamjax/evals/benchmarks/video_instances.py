@@ -192,7 +192,7 @@ def score(records: Records, replies: Mapping[str, Any], rule: str) -> Scores:
         unanswered=sum(v.id not in replies for v in videos),
         unparsed=bad,
         problems=tuple(problems),
-        details={"table": table, "stats_raw_12": stats, "per_category_AP": per_category},
+        details={"stats_raw_12": stats, "per_category_AP": per_category},
     )
 
 
