@@ -120,7 +120,7 @@ def _function(name: str, args: list[str]) -> str:
         from streamjax.verbs.evaluating import OTHERS
 
         for i, word in enumerate(args):
-            place = i > 0 or "--help" in args
+            place = i > 0 or {"-h", "--help"} & {*args}
             if word in OTHERS and place and not (i > 1 and args[i - 1].startswith("--")):
                 return f"eval_{word}"
     return name.replace(" ", "_")

@@ -38,6 +38,19 @@ def test_each_verb_has_help_with_an_example(verb, capsys):
     assert f"Example: streamjax {verb}" in out
 
 
+def test_eval_names_every_benchmark_and_two_have_their_own_arguments(capsys):
+    from streamjax.evals.benchmarks import NAMES
+    from streamjax.verbs.evaluating import OTHERS
+
+    assert cli.main(["eval", "--help"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert [name for name in (*NAMES, *OTHERS) if name not in told] == []
+    for args in (["model", "pretraining", "--help"], ["pretraining", "-h"]):
+        assert cli.main(["eval", *args]) == 0
+        out = capsys.readouterr().out
+        assert "usage: streamjax eval" in out and "--probe" in out
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
@@ -53,6 +66,11 @@ def test_each_verb_has_help_with_an_example(verb, capsys):
         (["train", "demo_asistant_"], "demo_asistant_"),
         (["train", "streamo_qwen25vl_3b", "base=nowhere"], "nowhere/config.json: missing"),
         (["train", "streamo_qwen25vl_3b", "bas=nowhere"], "did you mean 'base'?"),
+        (["eval", "m", "videomm", "--data", "x"], "benchmark 'videomm': wanted one of ovo_bench,"),
+        (["eval", "score", "videomme", "--data", "x", "--predictions", "y"], "x: no such folder"),
+        (["eval", "score", "videomme", "--data", ".", "--predictions", "y"], "y: no such file or"),
+        (["eval", "score", "mlvu", "--data", ".", "--predictions", "y", "--rule", "z"], "official"),
+        (["eval", "compare", "a", "b"], "a: no such file; wanted the result of a run"),
         (["export", "missing_run", "folder"], "missing_run"),
     ],
 )

@@ -6,7 +6,7 @@ video are not taken for independent ones, and what is hard for both does not hid
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,12 +72,7 @@ def compare(
             f"{len(alone)} scores are in one result alone, first {alone[0]!r}: wanted scores of "
             "the same items"
         )
-    benchmark = benchmarks.find(a["benchmark"])
-    if benchmark.tabulate is None:
-        raise InputError(
-            f"{benchmark.name}: its scores are no means over items, which could be drawn again"
-        )
-    make, rule = benchmark.tabulate, a["rule"]
+    make, rule = _tabulation(a["benchmark"]), a["rule"]
     rules = (rule, b["rule"])
 
     def tables(draw: list[list[Graded]]) -> list[dict[str, float | None]]:
@@ -107,6 +102,20 @@ def compare(
             )
         )
     return rows
+
+
+def _tabulation(name: str) -> Callable[[Sequence[Graded], str], Mapping[str, Any]]:
+    """What makes a table of a benchmark's scores."""
+    if name == "timing":  # ours, on any dialogues: no benchmark of others
+        from streamjax.evals.timing_report import tabulate
+
+        return tabulate
+    benchmark = benchmarks.find(name)
+    if benchmark.tabulate is None:
+        raise InputError(
+            f"{benchmark.name}: its scores are no means over items, which could be drawn again"
+        )
+    return benchmark.tabulate
 
 
 def table(rows: Sequence[Row], names: tuple[str, str]) -> str:

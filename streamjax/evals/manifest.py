@@ -53,7 +53,9 @@ def of_model(model: Any, name: str) -> dict[str, Any]:
     return {
         "model": name,
         "weights": results.weights_hash(model),
-        "pixels": plain(pixels) | {"processor": type(processor).__name__} if pixels else None,
+        "pixels": None
+        if pixels is None
+        else {**plain(pixels), "processor": type(processor).__name__},
         "machine": machine(model),
     }
 

@@ -24,9 +24,10 @@ from streamjax.errors import InputError, RunError
 from streamjax.evals import manifest as manifests
 from streamjax.evals import results
 from streamjax.evals.benchmarks.benchmark import Polling, Question, Records, Watching
+from streamjax.evals.scored import RUN as ANSWERS
 from streamjax.evals.scored import plain
 
-ANSWERS, MANIFEST, RESULT, TRACES = "answers.jsonl", "manifest.json", "result.json", "traces"
+MANIFEST, RESULT, TRACES = "manifest.json", "result.json", "traces"
 
 Asked = Question | Watching | Polling
 

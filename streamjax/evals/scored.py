@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from streamjax.errors import InputError
-from streamjax.evals.benchmarks.benchmark import Benchmark, Scores
+from streamjax.evals.benchmarks.benchmark import Benchmark, Scores, read_answers
+
+RUN = "answers.jsonl"  # of a run
 
 # What rules are called elsewhere: by the version of the code that has them.
 ALIASES = {
@@ -60,17 +62,30 @@ def protocol_of(benchmark: Benchmark, name: str | None) -> str:
 
 
 def answers_at(path: Path) -> Path:
-    """Where a benchmark finds its answers: `path`, or in a folder of one of our runs, or of a case,
+    """Where the answers lie: `path`, or in the folder of one of our runs, or of a benchmark's case,
     the file that holds them.
 
     Raises InputError where there is nothing.
     """
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; wanted the answers to score")
-    for name in ("answers.jsonl", "predictions.json"):
+    for name in (RUN, "predictions.json"):
         if path.is_dir() and (path / name).is_file():
             return path / name
     return path
+
+
+def answers_of(benchmark: Benchmark, path: Path) -> Mapping[str, Any]:
+    """The answers in one of our runs' files, or in a file or folder of the benchmark's own form.
+
+    Raises InputError for another one.
+    """
+    if path.name == RUN:
+        return read_answers(path)
+    try:
+        return benchmark.answers(path)
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a folder, wanted the file of the answers") from None
 
 
 def files_of(path: Path) -> list[Path]:

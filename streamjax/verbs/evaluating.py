@@ -13,7 +13,7 @@ from streamjax.verbs.shared import Place, counting
 
 # What `streamjax eval MODEL NAME` can be besides a benchmark of others, with arguments of its own:
 # the function eval_NAME.
-OTHERS = ("pretraining",)
+OTHERS = ("pretraining", "timing")
 
 
 def eval(
@@ -194,10 +194,7 @@ def eval_score(
     if out is not None:
         results.writable(out)
     records = found.read(data)
-    try:
-        answers = found.answers(file)
-    except IsADirectoryError:
-        raise InputError(f"{file}: is a folder, wanted the file of the answers") from None
+    answers = scored.answers_of(found, file)
     judging = _judge(judge, judge_model, out and out.with_name(f"{out.stem}.judge.jsonl"))
     decided = {
         **manifest.of_scores(found, records, data, chosen),
