@@ -170,15 +170,18 @@ def hold(
                 place = waiting.popleft()
                 session = batch.join(fps=planned[place].fps, thresholds=thresholds)
                 running[session] = _Running(place, planned[place])
-            frames = {}
-            for session, one in list(running.items()):
+            frames, failed = {}, {}
+            for session, one in running.items():
                 try:
                     frames[session] = one.frame(session)
-                except (InputError, OSError) as error:
-                    problems.append(f"{one.planned.id}: {' '.join(str(error).split())}")
-                    session.close()
-                    del running[session]
-            for session, turn in batch.push(frames).items() if frames else ():
+                except (ValueError, OSError) as error:
+                    failed[session] = error
+            turns = _pushed(batch, frames, failed)
+            for session, error in failed.items():
+                told = " ".join(str(error).split())
+                problems.append(f"{running.pop(session).planned.id}: {told}")
+                session.close()
+            for session, turn in turns.items():
                 one = running[session]
                 one.turns.append(turn)
                 if len(one.turns) < one.planned.turns:
@@ -241,6 +244,22 @@ def moving(
         given = Dialogue(tuple(states.tolist()), ("",) * len(states))
         answered.append(dataclasses.replace(w, given=given, probabilities=()))
     return answered
+
+
+def _pushed(batch: Any, frames: Mapping[Any, Any], failed: dict[Any, Exception]) -> dict[Any, Any]:
+    """The turns of all streams that could take theirs; the others are noted with the reason."""
+    if not frames:
+        return {}
+    try:
+        return batch.push(frames)
+    except ValueError as error:  # whose turn it was is not known; none of them has taken it
+        if len(frames) == 1:
+            failed.update(dict.fromkeys(frames, error))
+            return {}
+    turns: dict[Any, Any] = {}
+    for session, frame in frames.items():
+        turns |= _pushed(batch, {session: frame}, failed)
+    return turns
 
 
 class _Running:

@@ -130,3 +130,63 @@ def test_totals_are_of_kinds_and_of_all():
 def test_a_trace_has_its_place_and_a_harmless_name(home):
     (one, *_) = read_set(home / "set.json").planned
     assert trace_name(7, dataclasses.replace(one, id="../x y#1")) == "00007-.._x_y_1.jsonl"
+
+
+class Batch:
+    """Stands for a StreamBatch: the stream that saw a 7 cannot take its turn."""
+
+    made = 0
+
+    def __init__(self, model, *, slots, **options):
+        Batch.made += 1
+
+    def join(self, *, fps, thresholds):
+        return Stream()
+
+    def push(self, frames):
+        if any(frame.max() == 7 for frame in frames.values()):
+            raise ValueError("too long\nby far")
+        return {stream: Turn("</Response>", "now", (0.1, 0.2, 0.7)) for stream in frames}
+
+
+class Stream:
+    def __init__(self):
+        self.asked = []
+
+    def ask(self, text):
+        self.asked.append(text)
+
+    def close(self):
+        pass
+
+
+@dataclasses.dataclass
+class Turn:
+    state: str
+    text: str
+    probabilities: tuple[float, ...]
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_a_run_goes_on_past_what_fails(home, monkeypatch, slots):
+    frames = {"a.mp4#0": [1, 2, 3, 4, 5, 6], "a.mp4#1": [1, 7, 3, 4, 5, 6], "b.mp4#0": [1, 2]}
+
+    def shown(self):
+        yield from (np.full((2, 2, 3), n, np.uint8) for n in frames[self.id])
+        if self.id == "b.mp4#0":
+            raise InputError("b.mp4: cut off")
+
+    monkeypatch.setattr(dialogues, "StreamBatch", Batch)
+    monkeypatch.setattr(dialogues.Planned, "frames", shown)
+    done = []
+    held, problems = dialogues.hold(
+        None,
+        read_set(home / "set.json").planned,
+        slots=slots,
+        progress=lambda n, total: done.append((n, total)),
+    )
+    assert [w.id for w in held] == ["a.mp4#0"]
+    assert held[0].given == Dialogue((2,) * 6, ("now",) * 6)
+    assert held[0].wanted.states == (0, 1, 1, 2, 0, 0)
+    assert sorted(problems) == ["a.mp4#1: too long by far", "b.mp4#0: b.mp4: cut off"]
+    assert done[-1] == (3, 3)

@@ -70,6 +70,17 @@ def test_bad_records_are_named(write, change, said):
     assert "raw.json: record 1" in message and said in message
 
 
+def test_bad_records_may_be_told_and_left(write):
+    bad = []
+    path = write("raw.json", [3, RECORD, {**RECORD, "question": None}])
+    (good,) = streamo.read_records(path, bad=bad)
+    assert good.where.endswith("record 1")
+    assert [row.reason.split(": ", 1)[1] for row in bad] == [
+        "record 0: is a int; wanted an object",
+        "record 2: question is missing; wanted a list of objects",
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
