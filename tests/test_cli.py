@@ -45,10 +45,11 @@ def test_eval_names_every_benchmark_and_two_have_their_own_arguments(capsys):
     assert cli.main(["eval", "--help"]) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert [name for name in (*NAMES, *OTHERS) if name not in told] == []
-    for args in (["model", "pretraining", "--help"], ["pretraining", "-h"]):
-        assert cli.main(["eval", *args]) == 0
-        out = capsys.readouterr().out
-        assert "usage: streamjax eval" in out and "--probe" in out
+    for name, option in (("pretraining", "--probe"), ("timing", "--hysteresis")):
+        for args in (["model", name, "--help"], [name, "-h"]):
+            assert cli.main(["eval", *args]) == 0
+            out = capsys.readouterr().out
+            assert "usage: streamjax eval" in out and option in out
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from streamjax.evals.benchmarks.benchmark import Benchmark, Polling, Question, R
 from streamjax.evals.scored import plain
 
 # How answers are scored, and what has no part in them: a run may go on under others.
-SCORING = ("rule", "averaging", "judge", "machine", "code", "folder")
-# What two results may differ in, and still be compared.
-FREE = ("model", "weights", "machine", "code", "predictions", "folder")
+SCORING = ("rule", "averaging", "judge", "machine", "code")
+# What two results may differ in, and still be compared: the model, with how its pictures are made.
+FREE = ("model", "weights", "pixels", "machine", "code", "predictions")
 
 
 def of_scores(
@@ -91,7 +91,7 @@ def check_comparable(
 ) -> None:
     """Raises InputError, with the field's name, where two results were not made alike.
 
-    across: names of fields that may differ. Model, weights, machine and the library's version
+    across: names of fields that may differ. The model and its pictures, machine and code
     always may.
     """
     unknown = [name for name in across if name not in {*a, *b}]
