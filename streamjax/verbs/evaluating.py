@@ -100,7 +100,8 @@ def eval(
         if not place.is_dir():
             raise InputError(f"--{name} {place}: no such folder")
     whole = found.read(data)
-    records = running.limited(whole, limit)
+    # Verdicts that lie in the folder are on another model's answers.
+    records = dataclasses.replace(running.limited(whole, limit), verdicts={})
     assert found.questions is not None
     asked = found.questions(records, way)
     if not asked:
