@@ -13,6 +13,7 @@ from streamjax.data.processors import Assets, ImageProcessor
 from streamjax.data.video import write_video
 from streamjax.errors import InputError
 from streamjax.evals.benchmarks.benchmark import Graded
+from streamjax.evals.compare import compare, read_result
 from streamjax.evals.curves_page import Line, Mark, delays, picture
 from streamjax.evals.timing import Dialogue, score
 from streamjax.evals.timing_report import tabulate
@@ -92,6 +93,15 @@ def test_the_result_says_what_was_found_and_what_decided_it(out):
     assert table["macro-F1"] == pytest.approx(100 * whole["macro_f1"])
     assert table["recall 3 s"] == pytest.approx(100 * whole["within"]["3"]["recall"])
     assert set(result["per_item"]) == {"a.mp4#0", "b.mp4#0", "b.mp4#1"}
+
+
+def test_two_results_are_compared_video_by_video(out):
+    result = read_result(out)
+    rows = {row.name: row for row in compare(result, result, draws=20)}
+    assert rows["macro-F1"].a == pytest.approx(100 * result["table"]["macro_f1"])
+    assert all(row.difference in (None, 0.0) for row in rows.values())
+    low, high = rows["macro-F1"].a_interval
+    assert low is not None and high is not None and low <= high
 
 
 def test_traces_give_the_result_again(out):
