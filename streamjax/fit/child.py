@@ -177,7 +177,7 @@ class Work:
             sizes["arguments"] + sizes["outputs"] - sizes["aliased"] + sizes["temporaries"]
             + sizes["code"] + program.resident
         )  # fmt: skip
-        reading = hlo.read(done.as_text(), dict(self.mesh.shape), turns=program.turns)
+        reading = hlo.read(done.as_text() or "", dict(self.mesh.shape), turns=program.turns)
         sizes["activations"] = min(reading.stacked, sizes["temporaries"])
         return told | {
             "fits": needed <= self.where.chip.memory,

@@ -230,9 +230,9 @@ def executed(jaxpr: Any, turns: int = 1) -> float:
 def _turns(loop: Any, otherwise: int) -> int:
     """Of a loop from one number to another (`jax.lax.fori_loop`), where both are known."""
     consts = loop.params["cond_nconsts"] + loop.params["body_nconsts"]
-    ends = [getattr(v, "val", None) for v in loop.invars[consts : consts + 2]]
-    if len(ends) == 2 and all(np.ndim(e) == 0 and isinstance(e, int | np.integer) for e in ends):
-        return max(int(ends[1]) - int(ends[0]), 0)
+    match [getattr(v, "val", None) for v in loop.invars[consts : consts + 2]]:
+        case [int() | np.integer() as first, int() | np.integer() as last]:
+            return max(int(last) - int(first), 0)
     return otherwise
 
 

@@ -173,9 +173,10 @@ def test_a_real_program_of_this_machine():
     w = jax.ShapeDtypeStruct((5, 256, 256), jnp.float32,
                              sharding=NamedSharding(mesh, PartitionSpec(None, "fsdp", "tensor")))  # fmt: skip
     text = jax.jit(loop).lower(x, w).compile().as_text()
+    assert text is not None
     found = hlo.read(text, dict(mesh.shape))
     assert found.unknown_loops == 0
-    by_axes = {}
+    by_axes: dict[tuple[str, ...], float] = {}
     for c in found.collectives:
         by_axes[c.axes] = by_axes.get(c.axes, 0) + c.bytes * c.times
     # 5 x 256 x 128 floats of weights, of which 3/4 come from others.

@@ -64,7 +64,8 @@ def test_libtpu_of_another_jax_is_named(monkeypatch):
 
 
 def test_the_installed_jax_says_which_libtpu_it_wants():
-    assert pods.wanted_libtpu() is None or pods.wanted_libtpu().startswith("0.0.")
+    wanted = pods.wanted_libtpu()
+    assert wanted is None or wanted.startswith("0.0.")
 
 
 def test_the_compilers_process_minds_no_lock_file():
