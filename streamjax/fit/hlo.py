@@ -275,15 +275,15 @@ class _Reader:
 
     def _stacked(self, i: Instruction, turns: int) -> int:
         """The whole of an array that a loop of so many turns fills, one row a turn."""
-        last = i
+        made = [i]
         if i.opcode == "fusion":
             fusion = self.computations.get((i.called("calls") or [""])[0])
-            if fusion is None or fusion.root is None:
-                return 0
-            last = _behind(fusion.root, fusion)
-        if last.opcode != "dynamic-update-slice":
-            return 0
-        return sum(s.bytes for s in i.shapes if s.dims[:1] == (turns,))
+            made = [] if fusion is None else _results(fusion)
+        return sum(
+            shape.bytes
+            for shape, by in zip(i.shapes, made, strict=False)
+            if by.opcode == "dynamic-update-slice" and shape.dims[:1] == (turns,)
+        )
 
 
 def _far(shapes: Sequence[Shape]) -> int:
@@ -298,21 +298,23 @@ def _fusion_traffic(i: Instruction, fusion: Computation, inputs: Sequence[Instru
         for p in fusion.instructions.values()
         if p.opcode == "parameter"
     }
-    root = fusion.root
-    updated = None
+    updated = set()
     total = 0.0
-    last = None if root is None else _behind(root, fusion)
-    if last is not None and last.opcode == "dynamic-update-slice" and len(last.operands) > 1:
-        piece = fusion.instructions.get(last.operands[1])
-        target = fusion.instructions.get(last.operands[0])
-        updated = None if target is None else _behind(target, fusion).name
-        total += 0 if piece is None or not _far(i.shapes) else piece.bytes
-    else:
-        total += _far(i.shapes)
+    made = _results(fusion)
+    if len(made) != len(i.shapes):
+        made = [i] * len(i.shapes)
+    for shape, last in zip(i.shapes, made, strict=True):
+        if last.opcode != "dynamic-update-slice" or len(last.operands) < 2:
+            total += _far([shape])
+            continue
+        piece, target = (fusion.instructions.get(last.operands[n]) for n in (1, 0))
+        if target is not None:
+            updated.add(_behind(target, fusion).name)
+        total += 0 if piece is None or shape.near else piece.bytes
     for number, operand in enumerate(inputs):
         whole = _far(operand.shapes)
         parameter = parameters.get(number)
-        if not whole or parameter is None or parameter.name == updated:
+        if not whole or parameter is None or parameter.name in updated:
             continue
         pieces = [r.bytes for r in _readers(parameter.name, fusion)]
         sliced = all(
@@ -331,6 +333,17 @@ def _readers(name: str, fusion: Computation) -> Iterator[Instruction]:
                 yield from _readers(i.name, fusion)
             else:
                 yield i
+
+
+def _results(fusion: Computation) -> list[Instruction]:
+    """What makes each result of a fusion."""
+    root = fusion.root
+    if root is None:
+        return []
+    ends = [root]
+    if root.opcode == "tuple":
+        ends = [fusion.instructions[n] for n in root.operands if n in fusion.instructions]
+    return [_behind(end, fusion) for end in ends]
 
 
 def _behind(i: Instruction, body: Computation) -> Instruction:

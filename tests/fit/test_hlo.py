@@ -123,6 +123,20 @@ def test_what_a_loop_stacks_up_is_found_and_slices_are_read_as_slices():
     assert found.traffic == pytest.approx(4 * turn + outside, rel=0.02)
 
 
+def test_a_fusion_of_several_results_stacks_one_of_them():
+    text = LOOP.replace(
+        "ROOT %dus = f32[4,8,16]{2,1,0} dynamic-update-slice(%p0, %one, %p2)",
+        "%dus = f32[4,8,16]{2,1,0} dynamic-update-slice(%p0, %one, %p2)\n"
+        "  ROOT %both = (f32[4,8,16]{2,1,0}, f32[8,16]{1,0}) tuple(%dus, %p1)",
+    ).replace(
+        "%new = f32[4,8,16]{2,1,0} fusion(%kept",
+        "%new = (f32[4,8,16]{2,1,0}, f32[8,16]{1,0}) fusion(%kept",
+    )
+    found, plain = hlo.read(text, MESH), hlo.read(LOOP, MESH)
+    assert found.stacked == plain.stacked
+    assert found.traffic == plain.traffic + 4 * 512  # the second result is written too
+
+
 def test_the_larger_branch_of_a_conditional_counts():
     text = """
 %small (a: f32[8]) -> f32[8] {
