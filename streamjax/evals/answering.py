@@ -6,7 +6,7 @@ and the answer is that of one forward over the whole prompt, which causal attent
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -74,23 +74,27 @@ class Answerer:
             return asked.drive(self)
         rate = asked.pictures_fps or self.pictures_fps
         with footage.opened(self.videos, asked.video, pictures_fps=rate) as video:
-            frames = list(video.read(footage.chosen(video, asked, self.look)))
-        said = self.answer(frames, asked)
+            indices = footage.chosen(video, asked, self.look)
+            said = self.answer(video.read(indices), len(indices), asked)
         return said if asked.kept is None else asked.kept(said)
 
-    def answer(self, frames: Sequence[Any], question: Question) -> str:
-        """The model's words for these frames; a state in front of them is left out."""
+    def answer(self, frames: Iterable[Any], count: int, question: Question) -> str:
+        """The model's words for `count` frames, which are taken one by one; a state in front of
+        the words is left out.
+
+        Raises InputError before the second frame is taken where they are more than the model takes.
+        """
+        coming = iter(frames)
         reader = FrameReader(self.model)
-        pixels = [reader(frame) for frame in frames]
-        grid = pixels[0][1]
+        pixels, grid = reader(next(coming))
         (visual,) = self.model.visual_tokens([grid])
-        tokens = self.prompt(question, len(frames), visual)
+        tokens = self.prompt(question, count, visual)
         most = self.most or question.max_new_tokens
         need, limit = len(tokens) + most + 2, self.model.config.decoder.max_position_embeddings
         if need > limit:
             raise InputError(
-                f"{len(frames)} frames and the words are {len(tokens)} tokens, the model takes "
-                f"{limit} with the answer: take fewer frames"
+                f"{count} frames and the words are {len(tokens)} tokens, the model takes {limit} "
+                "with the answer: take fewer frames"
             )
         capacity = next((ring for ring in RINGS if ring >= need), need)
         engine = Engine(
@@ -103,12 +107,14 @@ class Answerer:
             fps=1,
         )  # fmt: skip
         ends = np.flatnonzero(np.asarray(tokens) == engine.placeholder)[visual - 1 :: visual] + 1
-        starts = [0, *ends[:-1].tolist()]
-        for i, (start, stop) in enumerate(zip(starts, ends.tolist(), strict=True)):
+        start = 0
+        for i, stop in enumerate(ends.tolist()):
             # With the last frame the cache makes room for the words behind it.
-            book.end = stop if i < len(starts) - 1 else len(tokens)
-            engine.turn({0: book}, {0: pixels[i][0]}, {0: Work(tokens[start:stop])})
-        engine.read(0, tokens[stop:-1])
+            book.end = stop if i < count - 1 else len(tokens)
+            shown = pixels if i == 0 else reader(next(coming))[0]
+            engine.turn({0: book}, {0: shown}, {0: Work(tokens[start:stop])})
+            start = stop
+        engine.read(0, tokens[start:-1])
         said = engine.speak({0: tokens[-1]})[0]
         text = self.tokenizer.decode(said)
         for state in STATES:

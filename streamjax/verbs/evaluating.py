@@ -137,7 +137,7 @@ def eval(
     running.begin(place, decided)
     answer = _answering(
         loaded, home, Look(frames, fps, recent), max_new_tokens, memory, fps or 1.0,
-        place / running.TRACES, pictures_fps,
+        place / running.TRACES, pictures_fps, streams,
     )  # fmt: skip
     with counting(found.name, len(asked)) as progress:
         done = running.ask_all(asked, answer, place, progress=progress)
@@ -268,12 +268,16 @@ def _answering(
     fps: float,
     traces: Path,
     pictures_fps: float,
+    streams: bool,
 ):
     """A function of an item: the model's answer."""
+    from streamjax.data.chat import state_ids
     from streamjax.evals.answering import Answerer
     from streamjax.evals.watching import Watcher
 
     answerer = Answerer(model, videos, look=look, most=most, pictures_fps=pictures_fps)
+    if streams:
+        state_ids(answerer.tokenizer)  # told once, and not of every item
     watcher = Watcher(
         model, videos, fps=fps, most=most, traces=traces, pictures_fps=pictures_fps, **memory
     )

@@ -41,14 +41,16 @@ def test_an_answer_is_the_greedy_one_of_the_whole_forward(answerer):
         if token in answerer.stop_ids:
             break
         tokens.append(token)
-    assert answerer.answer(frames, question) == answerer.tokenizer.decode(tokens[prompt:])
+    assert answerer.answer(frames, len(frames), question) == answerer.tokenizer.decode(
+        tokens[prompt:]
+    )
     assert len(tokens) > prompt
 
 
 def test_any_number_of_frames_runs_the_same_programs(answerer):
     def ask(count):
         frames = np.random.default_rng(count).integers(0, 256, (count, 16, 16, 3), np.uint8)
-        return answerer.answer(list(frames), Question("q", "a.mp4", "what is it now"))
+        return answerer.answer(frames, count, Question("q", "a.mp4", "what is it now"))
 
     first = ask(3)
     counts = program.turn._cache_size(), program.speak._cache_size(), program.read._cache_size()
@@ -153,8 +155,8 @@ def test_words_that_cannot_be_asked(answerer):
         ("what " * 2000, "take fewer frames"),
     ):
         with pytest.raises(InputError, match=said):
-            answerer.answer(frames, Question("q", "v", prompt))
-    assert isinstance(answerer.answer(frames, Question("q", "v", "<image>what<image>is")), str)
+            answerer.answer(frames, 2, Question("q", "v", prompt))
+    assert isinstance(answerer.answer(frames, 2, Question("q", "v", "<image>what<image>is")), str)
 
 
 def test_ids_as_files_names():
