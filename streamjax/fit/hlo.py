@@ -115,8 +115,8 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
             if line.endswith("{") and (head := re.match(r"(ENTRY )?%?([\w.\-]+) \(", line)):
                 current = computations[head[2]] = Computation(head[2])
                 entry = head[2] if head[1] else entry
-        elif line.startswith("}"):
-            current = None
+        elif line == "}" or line.startswith("}, execution_thread"):
+            current = None  # a kernel's attributes may go over lines that begin with a brace too
         elif found := _instruction(line):
             current.instructions[found.name] = found
     if not entry:

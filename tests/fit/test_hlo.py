@@ -123,6 +123,16 @@ def test_what_a_loop_stacks_up_is_found_and_slices_are_read_as_slices():
     assert found.traffic == pytest.approx(4 * turn + outside, rel=0.02)
 
 
+def test_attributes_over_several_lines_end_no_computation():
+    kernel = (
+        "  %kernel = f32[8,16]{1,0} custom-call(%weight), metadata={\n"
+        '"settings":"{}"\n'
+        "}}, backend_config={}\n"
+    )
+    text = LOOP.replace("  %whole = ", kernel + "  %whole = ")
+    assert len(hlo.read(text, MESH).collectives) == 2
+
+
 def test_a_fusion_of_several_results_stacks_one_of_them():
     text = LOOP.replace(
         "ROOT %dus = f32[4,8,16]{2,1,0} dynamic-update-slice(%p0, %one, %p2)",
