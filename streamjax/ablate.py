@@ -53,13 +53,11 @@ VARIANTS = {
     "scale": Variant(about="fixed weights 0.3, 1.3, 2.0", kind="scale"),
     "focal": Variant(about="focal, as released"),
     "focal_paper": Variant(about="focal, as in the paper", alpha="paper", whole=True),
-    "no_noise": Variant(about="focal, without noise in the history", history_noise=0.0),
-    "full_noise": Variant(about="focal, nothing but noise in the quiet history", history_noise=1.0),
+    "no_noise": Variant(about="focal, history without noise", history_noise=0.0),
+    "full_noise": Variant(about="focal, quiet history all noise", history_noise=1.0),
     "contrast": Variant(about="focal, contrasting instructions", contrast=True),
     # Dialogues that ask for every event teach when something ends, whoever it was.
-    "no_captions": Variant(
-        about="focal, without captions of every event", without=("caption", "light_when")
-    ),
+    "no_captions": Variant(about="focal, no captions learned", without=("caption", "light_when")),
 }
 # Kinds that ask for one thing among several: what it takes to follow an instruction.
 SELECTIVE = ("ground", "alert_event", "alert_action", "what_does", "light_turns")
