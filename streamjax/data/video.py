@@ -160,7 +160,7 @@ class Clip:
         found = dict(zip(order, self.each(order), strict=True))
         return np.stack([found[i] for i in wanted])
 
-    def each(self, indices: Sequence[int] | np.ndarray) -> Generator[Frame]:
+    def each(self, indices: Sequence[int]) -> Generator[Frame]:
         """The frames at rising 0-based `indices`, one by one as they are decoded; once only.
 
         No frame after the last one that was taken is decoded. InputError as for `read`.

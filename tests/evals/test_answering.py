@@ -1,5 +1,7 @@
 """Answers equal the whole forward's; which frames are looked at; nothing behind the end."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -52,13 +54,15 @@ def test_any_number_of_frames_runs_the_same_programs(answerer):
         frames = np.random.default_rng(count).integers(0, 256, (count, 16, 16, 3), np.uint8)
         return answerer.answer(frames, count, Question("q", "a.mp4", "what is it now"))
 
+    def compiled():
+        runs: list[Any] = [program.turn, program.speak, program.read]
+        return [run._cache_size() for run in runs]
+
     first = ask(3)
-    counts = program.turn._cache_size(), program.speak._cache_size(), program.read._cache_size()
+    counts = compiled()
     ask(7)
     assert ask(3) == first
-    assert counts == (
-        program.turn._cache_size(), program.speak._cache_size(), program.read._cache_size()
-    )  # fmt: skip
+    assert compiled() == counts
 
 
 def test_no_frame_of_the_end_or_later_is_decoded(answerer, monkeypatch):

@@ -1,6 +1,7 @@
 """What decided a result: hashes that change with what they are of, and refusals by name."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -18,15 +19,13 @@ def test_every_word_that_is_put_is_in_the_hash():
 
     same = prompts(QUESTION, WATCHING)
     assert prompts(QUESTION, WATCHING) == same
-    for change in (
-        {"prompt": "what "},
-        {"system": "s"},
-        {"prefix": "("},
-        {"end": 3.0},
-        {"id": "c"},
-    ):
+    changes: list[dict[str, Any]] = [
+        {"prompt": "what "}, {"system": "s"}, {"prefix": "("}, {"end": 3.0}, {"id": "c"},
+    ]  # fmt: skip
+    for change in changes:
         assert prompts(dataclasses.replace(QUESTION, **change), WATCHING) != same
-    for change in ({"asks": ((2.0, "what"),)}, {"speaks_from": 1.0}, {"until": "response"}):
+    changes = [{"asks": ((2.0, "what"),)}, {"speaks_from": 1.0}, {"until": "response"}]
+    for change in changes:
         assert prompts(QUESTION, dataclasses.replace(WATCHING, **change)) != same
     found = manifest.of_questions([QUESTION, WATCHING, Polling("p", "v", lambda ask: None)])
     assert found["items"] == 3

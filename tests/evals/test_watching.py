@@ -18,8 +18,8 @@ def watch(assistant, videos, tmp_path_factory):
 
     def watch(fps=5.0, **given):
         watcher = Watcher(assistant[1], videos, fps=fps, most=4, traces=traces)
-        asks = ((1.0, WORDS),)
-        said = watcher(Watching("an/id", **({"video": "a.mp4", "asks": asks} | given)))
+        video = given.pop("video", "a.mp4")
+        said = watcher(Watching("an/id", video, ((1.0, WORDS),), **given))
         (path,) = traces.glob("an_id-*.jsonl")
         return said, read_trace(path)
 
