@@ -92,16 +92,16 @@ def run(
     if seeds < 1 or not variants:
         raise InputError(f"{seeds} seeds of {len(variants)} variants: wanted one of each or more")
     _claim(folder, size)
-    with demo.stage("the world"):
-        demo.make_world(folder, size)
-        _validation(folder / "world", size)
-    with demo.stage("the tower that all share"):
-        demo.train_tower(folder, size)
-    # Seeds outside: an ablation that is stopped has whole rounds to compare.
-    for seed in range(seeds):
-        for name in variants:
-            with demo.stage(f"{name}, seed {seed}"):
-                one(folder, size, name, seed)
+    wanted = [(seed, name) for seed in range(seeds) for name in variants]
+    if not all((folder / name / f"seed{seed}" / LAST).exists() for seed, name in wanted):
+        with demo.stage("the world"):
+            demo.make_world(folder, size)
+            _validation(folder / "world", size)
+        with demo.stage("the tower that all share"):
+            demo.train_tower(folder, size)
+    for seed, name in wanted:  # in this order, one that is stopped has whole rounds to compare
+        with demo.stage(f"{name}, seed {seed}"):
+            one(folder, size, name, seed)
     return report(folder, variants, seeds)
 
 
