@@ -25,7 +25,7 @@ from machine import describe
 import streamjax as sj
 from streamjax.data.captions import CaptionTokenizer
 from streamjax.data.tasks import open_tasks
-from streamjax.evals.pretraining import ZeroShot, evaluate
+from streamjax.evals.pretraining.evaluate import ZeroShot, evaluate
 from streamjax.folders import load_with_text
 from streamjax.train import load_recipe, train
 from streamjax.train.recipes import load_module

@@ -159,8 +159,8 @@ def _asked(source: Callable[[], list[ClipRecords]], without: tuple[str, ...]) ->
 
 def watch(folder: Path, size: demo.Size, home: Path) -> None:
     """Free-running answers to all splits, and to `test` again with what `val` finds best."""
-    from streamjax.evals import assistant as evals
-    from streamjax.evals import operating
+    from streamjax.evals.timing import assistant as evals
+    from streamjax.evals.timing import operating
     from streamjax.folders import load
 
     model = load(home / "run")
@@ -179,8 +179,8 @@ def watch(folder: Path, size: demo.Size, home: Path) -> None:
 
 def scored(home: Path) -> dict[str, Any]:
     """Scores from what was answered: as trained, along its thresholds, and with fitted ones."""
-    from streamjax.evals import assistant as evals
-    from streamjax.evals import operating
+    from streamjax.evals.timing import assistant as evals
+    from streamjax.evals.timing import operating
 
     test, calibrated = evals.kept(home / "test.json"), evals.kept(home / LAST)
     thresholds = operating.fitted(evals.kept(home / "val.json"))
@@ -207,7 +207,7 @@ def report(folder: Path, variants: Sequence[str], seeds: int) -> dict[str, Any]:
 
     Of the variants that were asked for, and of the others that stand there with all these seeds.
     """
-    from streamjax.evals.operating_picture import draw, page
+    from streamjax.evals.timing.operating_picture import draw, page
 
     files = {
         name: [folder / name / f"seed{seed}" / "scores.json" for seed in range(seeds)]
@@ -232,7 +232,7 @@ def report(folder: Path, variants: Sequence[str], seeds: int) -> dict[str, Any]:
 
 def table(found: dict[str, list[dict[str, Any]]]) -> str:
     """Mean and deviation over seeds, a row per variant: scores, then operating points."""
-    from streamjax.evals.operating import answer_f1
+    from streamjax.evals.timing.operating import answer_f1
 
     seeds = len(next(iter(found.values())))
     n = next(iter(found.values()))[0]["test"]["dialogues"]

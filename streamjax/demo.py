@@ -166,7 +166,7 @@ def export(folder: Path) -> None:
 
 def evaluate(model: str | Path, world: str | Path, size: Size) -> dict[str, Any]:
     """Free-running scores of a model's folder on a world's held-out videos, with the baselines."""
-    from streamjax.evals import assistant as evals
+    from streamjax.evals.timing import assistant as evals
     from streamjax.folders import load
 
     loaded, world = load(model), Path(world)
@@ -222,7 +222,7 @@ def watch_one(folder: Path) -> None:
 
 def baselines(seen: Sequence[Any], clips: list[ClipRecords], train: list[ClipRecords]) -> dict:
     """The scores of what needs no model, on the dialogues of `seen`, by name."""
-    from streamjax.evals import assistant as evals
+    from streamjax.evals.timing import assistant as evals
 
     frames = {c.video_path.stem: clip_frames(c.video_path, 20) for c in clips}
     moving = [

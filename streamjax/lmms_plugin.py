@@ -76,8 +76,8 @@ class Requests:
             raise InputError(f"--batch_size {batch_size}: requests go one by one, wanted 1")
         if frames < 1:
             raise InputError(f"frames={frames}: wanted at least 1")
-        from streamjax.evals.answering import Answerer
-        from streamjax.evals.footage import Look
+        from streamjax.evals.harness.answering import Answerer
+        from streamjax.evals.harness.footage import Look
         from streamjax.folders import load
 
         self.look = Look(fps=float(fps)) if fps else Look(frames=frames)
@@ -134,8 +134,8 @@ class Requests:
 
     def pictures(self, part: Mapping[str, Any]) -> list[Any]:
         """The pictures of a part of a message: one, or frames of a video."""
-        from streamjax.evals import footage
         from streamjax.evals.benchmarks.benchmark import Question
+        from streamjax.evals.harness import footage
 
         if part["type"] == "image":
             return [_picture(part["url"])]

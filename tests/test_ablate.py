@@ -7,7 +7,7 @@ import pytest
 from streamjax import ablate
 from streamjax.cli import main
 from streamjax.errors import InputError
-from streamjax.evals.assistant import kept
+from streamjax.evals.timing.assistant import kept
 
 
 def scored(f1, calibrated):

@@ -66,7 +66,7 @@ def model(monkeypatch):
         module = types.ModuleType(name)
         vars(module).update(inside)
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr("streamjax.evals.answering.Answerer", Answerer)
+    monkeypatch.setattr("streamjax.evals.harness.answering.Answerer", Answerer)
     monkeypatch.setattr("streamjax.folders.load", lambda path: f"model of {path}")
     lmms_plugin._model_class.cache_clear()
     yield lambda **more: made()(pretrained="here", batch_size="1", device=None, **more)

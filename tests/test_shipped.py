@@ -13,7 +13,7 @@ import pytest
 import streamjax as sj
 from streamjax import demo
 from streamjax.data.world_files import write_world
-from streamjax.evals import assistant as evals
+from streamjax.evals.timing import assistant as evals
 
 HOME = Path(__file__).parent.parent / "checkpoints" / "world-assistant"
 CLIPS = 24

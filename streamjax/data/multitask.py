@@ -14,8 +14,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from streamjax.data.places import Resumable
 from streamjax.data.pipeline import Batches, DataConfig, Used, batches
+from streamjax.data.places import Resumable
 from streamjax.data.samplers import balance, balanced_order, unique_order
 from streamjax.errors import InputError
 

@@ -171,8 +171,8 @@ class Batches(Resumable):
     """Stacks good samples into batches; Orbax saves and restores its place in the data.
 
     The place is a number of samples, so that a run may go on with other workers or threads, and
-    with another number of processes. samples(place): all of this shard from there on, by workers and
-    threads; alone(place): one.
+    with another number of processes. samples(place): all of this shard from there on, by workers
+    and threads; alone(place): one.
     `seen` and `skipped` count samples since the first step of the run, restarts included; `used`
     says what the last batch was made of; `size` is the number of records of the source.
     """

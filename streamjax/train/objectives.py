@@ -87,8 +87,8 @@ def assist(
     """Streamo's loss over the dialogues of each clip, every dialogue weighted by its own states.
 
     kind, gamma, alpha: of `losses.stream_loss`. whole: the states are counted over the whole batch
-    instead, as the paper has it. batch: frames uint8 [b t h w 3], tokens and labels int32 [b k l]: k dialogues about a clip,
-    which is looked at once.
+    instead, as the paper has it. batch: frames uint8 [b t h w 3], tokens and labels int32 [b k l]:
+    k dialogues about a clip, which is looked at once.
     """
     frames = normalise(batch["frames"])
     b, t, height, width, _ = frames.shape

@@ -77,8 +77,9 @@ def eval(
         out: The run's folder; without it eval_BENCHMARK_MODEL.
         as_json: Print the result as JSON instead of the table.
     """
-    from streamjax.evals import benchmarks, manifest, running, scored
-    from streamjax.evals.footage import Look
+    from streamjax.evals import benchmarks
+    from streamjax.evals.harness import manifest, running, scored
+    from streamjax.evals.harness.footage import Look
 
     try:
         found = benchmarks.find(benchmark)
@@ -184,7 +185,8 @@ def eval_score(
         out: Write the result there too, as JSON with everything that decided it.
         as_json: Print that JSON instead of the table.
     """
-    from streamjax.evals import benchmarks, manifest, results, scored
+    from streamjax.evals import benchmarks, results
+    from streamjax.evals.harness import manifest, scored
 
     found = benchmarks.find(benchmark)
     chosen = scored.rule_of(found, rule)
@@ -235,7 +237,7 @@ def eval_compare(
         seed: The same seed draws the same videos.
         as_json: Print one JSON object instead of the table.
     """
-    from streamjax.evals.compare import compare, read_result, table
+    from streamjax.evals.harness.compare import compare, read_result, table
 
     results = read_result(a), read_result(b)
     rows = compare(*results, across=across, seed=seed)
@@ -272,8 +274,8 @@ def _answering(
 ):
     """A function of an item: the model's answer."""
     from streamjax.data.chat import state_ids
-    from streamjax.evals.answering import Answerer
-    from streamjax.evals.watching import Watcher
+    from streamjax.evals.harness.answering import Answerer
+    from streamjax.evals.harness.watching import Watcher
 
     answerer = Answerer(model, videos, look=look, most=most, pictures_fps=pictures_fps)
     if streams:
@@ -292,7 +294,7 @@ def _judge_given(benchmark: Any, url: str | None, model: str | None) -> None:
 
 
 def _judge(url: str | None, model: str | None, cache: Path | None):
-    from streamjax.evals.judge import Judge
+    from streamjax.evals.harness.judge import Judge
 
     if url is None or model is None:
         return None
@@ -303,7 +305,7 @@ def _judge(url: str | None, model: str | None, cache: Path | None):
 
 def _judged(benchmark: Any, records: Any, answers: Mapping[str, Any], judge: Any):
     """The records with the judge's verdicts."""
-    from streamjax.evals.judge import judged
+    from streamjax.evals.harness.judge import judged
 
     if judge is None:
         return records
@@ -321,7 +323,8 @@ def _show(
     as_json: bool,
     lines: Sequence[str] = (),
 ) -> None:
-    from streamjax.evals import results, scored
+    from streamjax.evals import results
+    from streamjax.evals.harness import scored
 
     if out is not None:
         results.write(out, result)

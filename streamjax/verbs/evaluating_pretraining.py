@@ -96,7 +96,7 @@ def _evaluated(asked: _Asked) -> tuple[Sequence[Any], dict[str, Any]]:
     from streamjax.data.packed import MANIFEST
     from streamjax.data.tasks import NAMES, open_tasks
     from streamjax.evals import results
-    from streamjax.evals.pretraining import ZeroShot, evaluate
+    from streamjax.evals.pretraining.evaluate import ZeroShot, evaluate
     from streamjax.folders import load_with_text
 
     unknown = [task for task in asked.tasks if task not in NAMES]

@@ -79,12 +79,13 @@ def eval_timing(
     """
     del benchmark  # only the word that brought us here
     from streamjax import __version__, load
-    from streamjax.evals import manifest as manifests
-    from streamjax.evals import results, running, scored
-    from streamjax.evals.curves_page import write_page
-    from streamjax.evals.dialogues import hold, read_set
-    from streamjax.evals.timing import REACH, TOLERANCES
-    from streamjax.evals.timing_report import forced, report_of
+    from streamjax.evals import results
+    from streamjax.evals.harness import manifest as manifests
+    from streamjax.evals.harness import running, scored
+    from streamjax.evals.timing.curves_page import write_page
+    from streamjax.evals.timing.dialogues import hold, read_set
+    from streamjax.evals.timing.report import forced, report_of
+    from streamjax.evals.timing.scores import REACH, TOLERANCES
     from streamjax.models.vlm import VideoLM
     from streamjax.stream import Thresholds
     from streamjax.stream.book import Policy

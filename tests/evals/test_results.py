@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from streamjax.errors import InputError
-from streamjax.evals.held_out import HeldOut
+from streamjax.evals.pretraining.held_out import HeldOut
 from streamjax.evals.results import Result, document, files_hash, table, weights_hash, write
 
 REASONS = tuple(f"record {i}: no such file" for i in range(5))

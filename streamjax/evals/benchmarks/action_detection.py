@@ -32,7 +32,7 @@ from streamjax.evals.benchmarks.benchmark import (
     matched,
     read_json,
 )
-from streamjax.evals.localization import average_precision
+from streamjax.evals.pretraining.localization import average_precision
 
 RULES = {
     "official": "as the original computes it; the order of equal scores in cAP is its sort's",

@@ -25,7 +25,7 @@ from streamjax.evals.benchmarks.benchmark import (
     read_json,
 )
 from streamjax.evals.benchmarks.ovo_bench_streamo import mcq_letter
-from streamjax.evals.periods import Period, hull_iou, period_in
+from streamjax.evals.timing.periods import Period, hull_iou, period_in
 
 FILE = "streamo_bench.json"
 VERDICTS = "judge_verdicts.json"

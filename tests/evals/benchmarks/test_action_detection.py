@@ -9,7 +9,7 @@ import pytest
 from streamjax.errors import InputError
 from streamjax.evals.benchmarks import find
 from streamjax.evals.benchmarks.action_detection import calibrated_precision
-from streamjax.evals.localization import average_precision
+from streamjax.evals.pretraining.localization import average_precision
 
 CASES = ["oad_thumos14", "oad_tvseries"]
 

@@ -7,8 +7,8 @@ import pytest
 
 from streamjax.data import augment, sampling
 from streamjax.errors import InputError
-from streamjax.evals import recognition
 from streamjax.evals.benchmarks import action_recognition, find
+from streamjax.evals.pretraining import recognition
 
 CASES = ["ar_k400", "ar_ssv2"]
 

@@ -10,7 +10,7 @@ import pytest
 from streamjax.errors import InputError
 from streamjax.evals.benchmarks import find
 from streamjax.evals.benchmarks import streamo_bench as bench
-from streamjax.evals.periods import hull_iou
+from streamjax.evals.timing.periods import hull_iou
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 RULE = "streamo_derived"

@@ -1,0 +1,1 @@
+"""StreamFormer's six tasks of pre-training: sums per task, run on records nobody trained on."""
