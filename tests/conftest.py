@@ -4,11 +4,15 @@ Nothing here imports streamjax, so that jaxtyping's import hook still sees every
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Most of what tests compile runs once: XLA does it in a hurry, a third sooner. `...=0 pytest` runs
+# them on the programs that users run.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import jax
@@ -24,6 +28,15 @@ jax.config.update("jax_default_matmul_precision", "highest")
 def golden() -> Path:
     """The folder of small cases copied from the original implementations, one folder a family."""
     return Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="module")
+def optimized() -> Iterator[None]:
+    """For tests that train or stream for long: XLA takes its time, as for users."""
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture

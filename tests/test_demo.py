@@ -10,7 +10,7 @@ from streamjax.errors import InputError
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, optimized):
     folder = tmp_path_factory.mktemp("runs") / "demo"
     return folder, demo.run(folder, fast=True)
 

@@ -20,7 +20,7 @@ CLIPS = 24
 
 
 @pytest.fixture(scope="module")
-def scores(tmp_path_factory):
+def scores(tmp_path_factory, optimized):
     world = tmp_path_factory.mktemp("held_out")
     for split, count in (("test", CLIPS), ("novel", CLIPS), ("train", 4)):
         write_world(
