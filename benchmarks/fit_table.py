@@ -21,7 +21,7 @@ PACKED = ["dialogues=16", "batch_size=128"]  # several dialogues to a row, 128 r
 MESH_16 = ["mesh.fsdp=4", "mesh.tensor=4", "accumulate=32"]
 MESH_64 = ["mesh.fsdp=16", "mesh.tensor=4", "accumulate=8"]
 
-# name -> recipe, pod, overrides, further arguments of `fit`. Compiled in a hurry (`--quick`).
+# name -> recipe, pod, overrides, further arguments of `fit`. Compiled in a hurry, as by default.
 CASES: dict[str, tuple[str, str, list[str], dict[str, Any]]] = {
     f"{size} {pod}": (f"streamo_qwen25vl_{size}", pod, [*PACKED, *mesh], {"search": search})
     for size in ("3b", "7b")
@@ -40,7 +40,7 @@ CASES: dict[str, tuple[str, str, list[str], dict[str, Any]]] = {
 def command(name: str) -> str:
     """What gives the same on the command line."""
     recipe, pod, overrides, more = CASES[name]
-    flags = ["--stream"] * more.get("stream", False) + ["--search", str(more["search"]), "--quick"]
+    flags = ["--stream"] * more.get("stream", False) + ["--search", str(more["search"])]
     return " ".join(["streamjax fit", recipe, *overrides, "--topology", pod, *flags])
 
 
@@ -48,7 +48,7 @@ def compiled(name: str) -> dict[str, Any]:
     from streamjax.fit import fit
 
     recipe, pod, overrides, more = CASES[name]
-    report = fit(recipe, pod, overrides=overrides, quick=True, progress=print, **more)
+    report = fit(recipe, pod, overrides=overrides, progress=print, **more)
     return report.json()
 
 

@@ -61,7 +61,7 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
             f"mesh.data=-1"
         )
     work = Work(request, config, mesh, where)
-    hurried = where.tpu and request["quick"]
+    hurried = where.tpu and not request["thorough"]
     usual = UNRUN if not where.tpu else HURRY if hurried else {}
     case = work.case()
     programs = work.compiled(case, usual)
@@ -74,7 +74,7 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
         "length": work.length,
         "tokens": case.tokens,
         "accumulate": config.accumulate if not request["stream"] else 1,
-        "quick": hurried,
+        "hurried": hurried,
         "held": dict(case.held),
         "programs": programs,
         "bandwidth": bandwidths(programs, mesh, where),
@@ -208,7 +208,7 @@ class Work:
             fits[case.rows] = max(p["needs"] for p in programs)
         else:
             fails.add(case.rows)
-        if self.where.tpu and not self.request["quick"] and fits:
+        if self.where.tpu and self.request["thorough"] and fits:
             left -= 1
             again = self.compiled(case, hurry, f", {case.rows} rows in a hurry")
             if again[-1]["fits"]:

@@ -15,7 +15,9 @@ CAVEAT_GPU = (
     "partitioned by XLA's CPU compiler: collectives and state are those of N devices, temporaries "
     "and memory traffic are the CPU's (no cuDNN attention, other fusions); read them as bounds"
 )
-CAVEAT_QUICK = "compiled in a hurry: another schedule, fewer overlapped collectives"
+CAVEAT_HURRIED = (
+    "compiled in a hurry: another schedule, fewer overlapped collectives; --thorough has the true one"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,8 +284,8 @@ def _caveats(
     told = []
     if not where.tpu:
         told.append(CAVEAT_GPU)
-    if found["quick"]:
-        told.append(CAVEAT_QUICK)
+    if found["hurried"]:
+        told.append(CAVEAT_HURRIED)
     if loops := sum(p.unknown_loops for p in programs):
         turns = ", ".join(sorted({str(p.turns) for p in programs if p.unknown_loops}))
         told.append(

@@ -29,7 +29,7 @@ def fit(
     stream: bool = False,
     capacity: int = 16384,
     search: int = 4,
-    quick: bool = False,
+    thorough: bool = False,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Report:
     """Compiles the train step of a recipe for a pod, and says whether it fits and how fast it is.
@@ -37,8 +37,9 @@ def fit(
     recipe and overrides: as `train` takes them; a recipe whose `config` has a parameter `shapes` is
     built in shapes alone, without weights and data. pod: a name of `topology.topology`. stream: a
     turn of a streaming session instead, with a cache of `capacity` tokens. search: how many more
-    compiles may go into finding the largest batch (0: none). quick: compile in a hurry, in about a
-    tenth of the time: another schedule, nearly the same memory. progress: is told what is compiled.
+    compiles may go into finding the largest batch (0: none). thorough: for TPUs, compile as a run
+    on them would: it takes many minutes, where a hurried compile gives another schedule and nearly
+    the same memory in two or three. progress: is told what is compiled.
 
     Raises InputError for a name, recipe, mesh or batch that is wrong, and where libtpu is missing
     or not of the version that this jax wants; CompileError when the compiler fails.
@@ -48,7 +49,8 @@ def fit(
         check_libtpu()
     request = {
         "recipe": str(recipe), "topology": where.name, "overrides": list(overrides),
-        "stream": stream, "capacity": capacity, "turn": TURN, "search": search, "quick": quick,
+        "stream": stream, "capacity": capacity, "turn": TURN, "search": search,
+        "thorough": thorough,
     }  # fmt: skip
     return report_of(_asked(request, environment(where), progress), _versions(where.tpu))
 

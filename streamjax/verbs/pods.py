@@ -18,7 +18,7 @@ def fit(
     stream: bool = False,
     capacity: int = 16384,
     search: int = 4,
-    quick: bool = False,
+    thorough: bool = False,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ):
     """Compiles a recipe's train step for a TPU pod, on any Linux machine without a TPU (libtpu:
@@ -42,7 +42,8 @@ def fit(
         stream: A turn of a streaming session in the place of the train step.
         capacity: Tokens that such a stream remembers.
         search: Further compiles that may go into finding the largest batch.
-        quick: Compile in a hurry: in a tenth of the time, into a less clever schedule.
+        thorough: Compile as a run on TPUs would, for many minutes; without it in a hurry, into a
+            less clever schedule.
         as_json: One line of JSON in the place of the text.
     """
     from rich.console import Console
@@ -60,7 +61,7 @@ def fit(
         try:
             report = fit(
                 recipe, topology, overrides=overrides, stream=stream, capacity=capacity,
-                search=search, quick=quick, progress=tell,
+                search=search, thorough=thorough, progress=tell,
             )  # fmt: skip
         except CompileError as error:
             print(f"streamjax: {error}", file=sys.stderr)

@@ -71,7 +71,7 @@ def recipe(tmp_path_factory):
 def request_of(path, **more):
     asked = dict(
         recipe=str(path), topology="h100:4", overrides=[], stream=False, capacity=512, turn=148,
-        search=0, quick=False,
+        search=0, thorough=False,
     )  # fmt: skip
     return asked | more
 
