@@ -120,13 +120,15 @@ class Requests:
             shown = self.pictures(part)
             frames += shown
             words.append(IMAGE * len(shown))
+        if not frames:
+            raise InputError("the request has no picture, wanted one or a video")
         texts = [part["text"] for part in content if part["type"] == "text"]
         # Some tasks write themselves where their pictures go.
         own = sum(text.count(IMAGE) for text in texts)
         prompt = "\n".join(texts if own and own == len(frames) else words)
         most = int(options.get("max_new_tokens") or 128)
         question = Question("", "", prompt, system=system, max_new_tokens=most)
-        said = self.answerer.answer(frames, question)
+        said = self.answerer.answer(frames, len(frames), question)
         stops = options.get("until") or ()
         for stop in [stops] if isinstance(stops, str) else stops:
             said = said.split(stop)[0] if stop else said

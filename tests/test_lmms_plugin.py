@@ -5,6 +5,7 @@ not there; what is here of it has the shape that specs/benchmarks.md section 14 
 import abc
 import dataclasses
 import importlib
+import inspect
 import sys
 import tomllib
 import types
@@ -16,6 +17,7 @@ from PIL import Image
 
 from streamjax import lmms_plugin
 from streamjax.errors import InputError
+from streamjax.evals.harness import answering
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,13 +48,19 @@ class ModelManifest:
     aliases: tuple[str, ...] = ()
 
 
+REAL = answering.Answerer
+
+
 class Answerer:
     """Remembers what it is asked."""
 
     def __init__(self, model, videos, **more):
+        inspect.signature(REAL.__init__).bind(self, model, videos, **more)
         self.model, self.asked = model, []
 
-    def answer(self, frames, question):
+    def answer(self, frames, count, question):
+        inspect.signature(REAL.answer).bind(self, frames, count, question)
+        assert len(frames) == count
         self.asked.append((frames, question))
         return "B. two\n\nbecause"
 

@@ -236,7 +236,8 @@ class Batches(Resumable):
         self._stop()
         self.waiting = None
         self.seen, self.skipped, self.taken = state["seen"], state["skipped"], state["taken"]
-        self.places = Places(*state["share"], tuple(state["loose"]), state["base"])
+        me, ways = state["share"]
+        self.places = Places(me, ways, tuple(state["loose"]), state["base"])
 
     def close(self) -> None:
         """Ends the workers and threads; the iterator gives nothing afterwards."""

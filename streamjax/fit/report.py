@@ -16,7 +16,8 @@ CAVEAT_GPU = (
     "and memory traffic are the CPU's (no cuDNN attention, other fusions); read them as bounds"
 )
 CAVEAT_HURRIED = (
-    "compiled in a hurry: another schedule, fewer overlapped collectives; --thorough has the true one"
+    "compiled in a hurry: another schedule, fewer overlapped collectives; "
+    "--thorough has the true one"
 )
 
 
