@@ -33,7 +33,7 @@ def golden() -> Path:
 @pytest.fixture(scope="module")
 def optimized() -> Iterator[None]:
     """For tests that train or stream for long: XLA takes its time, as for users."""
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)

@@ -198,6 +198,8 @@ def eval_score(
         results.writable(out)
     records = found.read(data)
     answers = scored.answers_of(found, file)
+    if not answers:
+        raise InputError(f"{file}: holds no answer, wanted those to {found.title}'s questions")
     judging = _judge(judge, judge_model, out and out.with_name(f"{out.stem}.judge.jsonl"))
     decided = {
         **manifest.of_scores(found, records, data, chosen),

@@ -165,6 +165,7 @@ def test_rebasing_changes_nothing(models, words, monkeypatch, family):
         assert a.tokens == b.tokens
 
 
+@pytest.mark.slow
 def test_beyond_a_hundred_thousand_positions(models, words):
     """REBASE_AT as it is. With one layer, a turn is the forward over what is retained, exactly."""
     model = models("llava")
@@ -247,7 +248,7 @@ def check_constant(found):
 
 @pytest.mark.parametrize("options", CONSTANT, ids=str)
 def test_programs_and_memory_are_constant(model, words, frames, options):
-    turns = 2000 if options == CONSTANT[0] else 500
+    turns = 600 if options == CONSTANT[0] else 300
     check_constant(run_long(model, words, frames, options, turns, 100)[1:])
 
 

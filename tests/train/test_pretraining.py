@@ -70,6 +70,7 @@ def test_a_run_loads_whole_and_is_saved_as_a_backbone(run, tmp_path):
     np.testing.assert_array_equal(tower(frames).pooled, model.tower(frames).pooled)
 
 
+@pytest.mark.slow
 def test_the_world_in_miniature_begins_from_its_siglip(home):
     """Only what the recipe builds: benchmarks/multitask.py trains it."""
     pictures = load_module("siglip_world")

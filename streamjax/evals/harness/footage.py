@@ -101,7 +101,7 @@ def inside(root: Path, name: str) -> Path:
     if not path.is_relative_to(root) or path == root:
         raise InputError(f"{name}: leads out of the videos' folder {root}")
     if not exists:
-        raise InputError(f"{root / name}: no such video")
+        raise InputError(f"{root / name}: no such video; wanted it there, or --videos FOLDER")
     return path
 
 

@@ -19,6 +19,8 @@ from streamjax.evals.harness.scored import plain
 SCORING = ("rule", "averaging", "judge", "machine", "code")
 # What two results may differ in, and still be compared: the model, with how its pictures are made.
 FREE = ("model", "weights", "pixels", "machine", "code", "predictions")
+# What decides which items there are scores of.
+ITEMS = ("benchmark", "data", "limit", "ids", "items")
 
 
 def of_scores(
@@ -97,10 +99,13 @@ def check_comparable(
     unknown = [name for name in across if name not in {*a, *b}]
     if unknown:
         raise InputError(f"--across {unknown[0]}: the manifests have {', '.join(sorted({*a, *b}))}")
-    for name in _differing(a, b, (*FREE, *across)):
+    free = (*FREE, *across, *(("averaging",) if "rule" in across else ()))
+    for name in _differing(a, b, free):
+        # Scores are compared item by item: of other items, nothing makes them comparable.
+        way = "" if name in ITEMS else f", but with --across {name}"
         raise InputError(
             f"{name} is {_told(a.get(name))} in one and {_told(b.get(name))} in the other: such "
-            f"results cannot be compared, but with --across {name}"
+            f"results cannot be compared{way}"
         )
 
 

@@ -62,8 +62,11 @@ def test_results_that_were_not_made_alike_are_refused_by_name():
     manifest.check_comparable(BEGUN, {**BEGUN, "weights": "v", "model": "other"})
     for name, value in (("data", "y"), ("rule", "r"), ("limit", 3), ("fps", 2.0), ("recent", 4)):
         other = {**BEGUN, name: value}
-        with pytest.raises(InputError, match=f"^{name} is .* but with --across {name}"):
+        way = "" if name in ("data", "limit") else f", but with --across {name}"
+        with pytest.raises(InputError, match=f"^{name} is .* cannot be compared{way}$"):
             manifest.check_comparable(BEGUN, other)
         manifest.check_comparable(BEGUN, other, across=[name])
+    worded = {**BEGUN, "rule": "r", "averaging": "in other words"}
+    manifest.check_comparable(BEGUN, worded, across=["rule"])
     with pytest.raises(InputError, match="--across fsp: the manifests have data, fps"):
         manifest.check_comparable(BEGUN, BEGUN, across=["fsp"])
