@@ -324,7 +324,10 @@ def _stop_signals() -> Iterator[Callable[[], int | None]]:
 
     def catch(number: int, _: Any) -> None:
         caught.append(number)
-        signal.signal(number, before[number])  # the second one does not wait
+        # The second one does not wait. It gets a handler of its own: a thread that hears of the
+        # first one late (`distributed.stoppable`) must not take it for one outside of the steps.
+        old = before[number]
+        signal.signal(number, (lambda *told: old(*told)) if callable(old) else old)
 
     before: dict[int, Any] = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
     for number in before:

@@ -144,3 +144,24 @@ def test_a_peer_that_does_not_come_and_a_port_that_is_taken_are_one_line():
         f"streamjax: process 1 of 2 waited 1 s for all the others at 127.0.0.1:{port}, in vain: "
         f"look whether every one of them runs and reaches that address"
     )
+
+
+def test_a_signal_among_the_steps_is_not_taken_for_one_outside_of_them():
+    """The thread that hears signals may look when the loop's handler has already run."""
+    code = (
+        "import os, signal, time\n"
+        "from streamjax.train.distributed import stoppable\n"
+        "from streamjax.train.loop import _stop_signals\n"
+        "with stoppable(75):\n"
+        "    for _ in range(40):\n"
+        "        with _stop_signals() as heard:\n"
+        "            os.kill(os.getpid(), signal.SIGTERM)\n"
+        "            time.sleep(0.01)\n"
+        "            assert heard() == signal.SIGTERM\n"
+        "            time.sleep(0.05)\n"
+        "print('saved')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "saved\n"), done.stderr
