@@ -8,7 +8,7 @@ another. specs/benchmarks.md sections 5 to 9.
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -156,6 +156,11 @@ class Choice:
         """The letter of the right option."""
         return LETTERS[self.right]
 
+    @property
+    def truth(self) -> str:
+        """The right option as the authors write it, `(B) text`."""
+        return f"({self.letter}) {self.options[self.right]}"
+
     def lines(self, form: str = "({}) {}") -> str:
         """The options, one a line, each with its letter."""
         return "\n".join(map(form.format, LETTERS, self.options))
@@ -263,6 +268,19 @@ def read_rows(path: Path) -> list[Any]:
     if not isinstance(rows, list):
         raise InputError(f"{path}: holds a {type(rows).__name__}, wanted a list of records")
     return rows
+
+
+def task_files(folder: Path, names: Iterable[str]) -> list[Path]:
+    """The file of each task that is there, in `json/` or in the folder itself."""
+    places = ([folder / "json" / f"{name}.json", folder / f"{name}.json"] for name in names)
+    return [path for both in places for path in [p for p in both if p.is_file()][:1]]
+
+
+def rows_of(files: Iterable[Path]) -> Iterator[tuple[str, Any]]:
+    """Every row of some files, named by its file and its number there."""
+    for path in files:
+        for number, row in enumerate(read_rows(path)):
+            yield f"{path.name}:{number}", row
 
 
 def find_file(folder: Path, patterns: Sequence[str], title: str) -> Path:

@@ -77,29 +77,18 @@ class Asked(choices.Choice):
     folder: str = ""
     block: str = ""
 
-    @property
-    def truth(self) -> str:
-        """The right option as the authors write it, `(B) text`."""
-        return f"({self.letter}) {self.options[self.right]}"
-
 
 def read(folder: Path) -> Records:
     """The questions of a folder; tasks that are not there are left out.
 
     Raises InputError where no file of a task is there, or none is of this benchmark's form.
     """
-    places = [(folder / "json" / f"{name}.json", folder / f"{name}.json") for name in FILES]
-    files = [path for both in places for path in [p for p in both if p.is_file()][:1]]
+    files = choices.task_files(folder, FILES)
     if not files:
         files = [choices.find_file(folder, ("json/1_plotQA.json", *TABLES), "MLVU")]
         records, problems = choices.gather(_hub_rows(files[0]), _hub_asked, "MLVU")
         return Records(records, files, problems)
-    rows = (
-        (f"{path.name}:{number}", row)
-        for path in files
-        for number, row in enumerate(choices.read_rows(path))
-    )
-    records, problems = choices.gather(rows, _asked, "MLVU")
+    records, problems = choices.gather(choices.rows_of(files), _asked, "MLVU")
     return Records(records, files, problems)
 
 

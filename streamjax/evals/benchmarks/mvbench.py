@@ -100,31 +100,16 @@ class Asked(choices.Choice):
     end: float | None = None
     fps: float = 0.0
 
-    @property
-    def truth(self) -> str:
-        """The right option as the authors write it, `(B) text`."""
-        return f"({self.letter}) {self.options[self.right]}"
-
 
 def read(folder: Path) -> Records:
     """The questions of a folder; tasks that are not there are left out.
 
     Raises InputError where no file of a task is there, or none is of this benchmark's form.
     """
-    places = [(folder / "json" / f"{task}.json", folder / f"{task}.json") for task in TASKS]
-    files = [
-        next(path for path in both if path.is_file())
-        for both in places
-        if any(map(Path.is_file, both))
-    ]
+    files = choices.task_files(folder, TASKS)
     if not files:
         choices.find_file(folder, ("json/action_sequence.json", "action_sequence.json"), "MVBench")
-    rows = (
-        (f"{path.name}:{number}", row)
-        for path in files
-        for number, row in enumerate(choices.read_rows(path))
-    )
-    records, problems = choices.gather(rows, _asked, "MVBench")
+    records, problems = choices.gather(choices.rows_of(files), _asked, "MVBench")
     return Records(records, files, problems)
 
 
